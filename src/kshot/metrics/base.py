@@ -1,0 +1,43 @@
+"""What a metric is: predictions and the examples they answer in, scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kshot.episode import Example
+from kshot.registry import Registry
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """Scores of one run.
+
+    Attributes:
+        name: the main figure's name, e.g. ``"accuracy"``.
+        value: the main figure, in the unit the field prints (accuracies 0..1, CIDEr as pycocoevalcap gives it, MME points).
+        items: scores whose mean is ``value`` up to a constant factor, one per *unit*; bootstrap resamples them.
+        units: for each prediction, the number of its unit in ``items`` (identity unless several predictions make one unit, as
+            the two questions of an MME image do for acc+).
+        details: further figures.
+        categories: main figure per category (question type, dimension, class ...), with the number of predictions in it.
+        note: how it was computed where that varies (tokenizer, stemmer), for the report.
+    """
+
+    name: str
+    value: float
+    items: tuple[float, ...]
+    units: tuple[int, ...] = ()
+    details: Mapping[str, float] = field(default_factory=dict)
+    categories: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    note: str = ""
+
+
+Metric = Callable[[Sequence[str], Sequence[Example]], MetricResult]
+"""``metric(predictions, queries) -> MetricResult``: a pure function; ``queries[i].references`` are the accepted answers."""
+
+metrics: Registry[Metric] = Registry(
+    "metric",
+    "kshot.metrics",
+    ("kshot.metrics.vqa", "kshot.metrics.captions", "kshot.metrics.choice", "kshot.metrics.text"),
+)

@@ -1,0 +1,399 @@
+"""From an episode to a prompt, and from a prompt to tokens that know what they are.
+
+A :class:`Template` says how one example is written; :func:`render_plain` and :func:`render_chat` turn an
+:class:`~kshot.episode.Episode` into a :class:`Prompt`: a list of :class:`Segment` (text or image) each of which knows whether it
+belongs to the instruction, to demonstration *i*, to the query or to its answer. :func:`tokenize` carries that knowledge over to
+token ids, so that an answer mask is known by construction and never found by searching for strings.
+
+No model is needed here; a tokenizer is duck-typed (any fast Hugging Face tokenizer).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from kshot.episode import Episode, Example
+from kshot.errors import DataError, OptionError
+from kshot.picture import Picture
+
+Role = Literal["instruction", "demonstration", "query", "answer"]
+"""What a piece of the prompt is. ``answer`` is the query's answer; a demonstration's answer is a demonstration piece with
+``is_answer`` set."""
+
+IMAGE = "<image>"
+"""How a template writes the place of an example's images."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a task writes its examples.
+
+    Plain (interleaved) prompts are ``instruction``, the demonstrations and the query, joined by ``separator``; the query is
+    the demonstration cut off where the answer begins. In chat prompts a demonstration is a user turn (``user``) and an
+    assistant turn (``assistant``).
+
+    The fields ``{question}``, ``{answer}``, ``{choices}`` and ``<image>`` (all images of the example) may stand in ``demonstration``,
+    ``query`` and ``user``.
+
+    Args:
+        demonstration: one example with its answer, e.g. ``"<image>Question:{question} Short answer:{answer}."``.
+        query: the query up to the answer, where it differs from the demonstration (default: cut at ``{answer}``).
+        instruction: default text before everything.
+        separator: between demonstrations.
+        user: the user turn in chat prompts.
+        assistant: the assistant turn; must contain ``{answer}``.
+        short_instruction: what ``format_only`` tells a model instead of showing demonstrations.
+    """
+
+    demonstration: str
+    query: str | None = None
+    instruction: str = ""
+    separator: str = "\n\n"
+    user: str = IMAGE + "{question}"
+    assistant: str = "{answer}"
+    short_instruction: str = ""
+
+    def __post_init__(self) -> None:
+        for name, text in (("demonstration", self.demonstration), ("assistant", self.assistant)):
+            if text.count("{answer}") != 1:
+                raise OptionError(f"template {name} must contain {{answer}} exactly once: {text!r}")
+
+    @property
+    def query_text(self) -> str:
+        """The query's form: everything before the answer."""
+        return self.query if self.query is not None else self.demonstration.split("{answer}")[0]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a prompt: some text, or one image.
+
+    Attributes:
+        text: the text; for an image, ``""``.
+        picture: the image, or ``None`` for text.
+        role: what it belongs to.
+        index: number of the demonstration it belongs to, from 0; -1 otherwise.
+        is_answer: whether it is (part of) an answer.
+    """
+
+    text: str
+    picture: Picture | None = None
+    role: Role = "instruction"
+    index: int = -1
+    is_answer: bool = False
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered episode.
+
+    Attributes:
+        segments: the pieces in order.
+        style: ``"plain"`` or ``"chat"``.
+        prefix_segments: how many leading segments belong to instruction and demonstrations, i.e. do not depend on the query.
+    """
+
+    segments: tuple[Segment, ...]
+    style: Literal["plain", "chat"]
+    prefix_segments: int
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The images in order."""
+        return tuple(s.picture for s in self.segments if s.picture is not None)
+
+    def text(self, image: str = IMAGE) -> str:
+        """The prompt as one string, with ``image`` in the place of each image."""
+        return "".join(image if s.picture is not None else s.text for s in self.segments)
+
+
+def render_plain(
+    episode: Episode, template: Template, *, answer: str | None = None, reserved: Sequence[str] = ()
+) -> Prompt:
+    """Interleaved text and images, as the Idefics, LIVE and MimIC papers write them.
+
+    Args:
+        episode: the episode; its own instruction, if any, replaces the template's.
+        template: how an example is written.
+        answer: the query's answer, to be put at the end (training and likelihood scoring). ``None``: the prompt ends where the
+            model has to continue.
+        reserved: strings that mean something to the model's tokenizer (``<image>``, ``</s>`` ...); where data contain them they are
+            broken up, so that a question cannot smuggle in an image.
+
+    Raises:
+        DataError: a demonstration has no text answer.
+    """
+    before, after = template.demonstration.split("{answer}")
+    segments = [Segment(_instruction(episode, template))]
+    for index, example in enumerate(episode.demonstrations):
+        segments += _fill(before, example, "demonstration", index, reserved)
+        segments.append(Segment(_plain_text(example.text_answer, reserved), None, "demonstration", index, True))
+        segments += _fill(after + template.separator, example, "demonstration", index, reserved)
+    segments = [s for s in segments if s.text or s.picture]
+    prefix = len(segments)
+    segments += _fill(template.query_text, episode.query, "query", -1, reserved)
+    if answer is not None:
+        segments.append(Segment(_plain_text(answer, reserved), None, "answer", -1, True))
+        segments += _fill(after, episode.query, "answer", -1, reserved, is_answer=True)
+    return Prompt(tuple(s for s in segments if s.text or s.picture), "plain", prefix)
+
+
+def render_chat(
+    episode: Episode,
+    template: Template,
+    apply_chat_template: Callable[..., str],
+    image_token: str,
+    *,
+    answer: str | None = None,
+    reserved: Sequence[str] = (),
+) -> Prompt:
+    """Demonstrations as user and assistant turns, through a model's own chat template.
+
+    The chat template is run on messages whose texts are unique marks, so that the place of every text in the result is known; a
+    second run on the real texts must give the same string.
+
+    Args:
+        apply_chat_template: ``processor.apply_chat_template``.
+        image_token: what the chat template writes for an image (the processor's placeholder).
+        answer, reserved: as in :func:`render_plain`.
+
+    Raises:
+        OptionError: the chat template rewrites its messages, so that texts cannot be located; use plain prompts.
+        DataError: a demonstration has no text answer.
+    """
+    texts: list[Segment] = []
+    messages = _messages(episode, template, answer, reserved, texts)
+    pictures = iter(episode.pictures)
+    pieces = _literal_pieces(apply_chat_template, messages, len(texts), generate=answer is None)
+    # What closes an assistant's turn: the markup behind the last assistant's text when nothing follows it.
+    close = ""
+    if any(t.is_answer for t in texts):
+        finished = messages if answer is not None else messages[:-1]
+        count = len(texts) if answer is not None else max(i for i, t in enumerate(texts) if t.is_answer) + 1
+        close = _literal_pieces(apply_chat_template, finished, count, generate=False)[-1]
+
+    segments: list[Segment] = []
+    prefix = None
+    for i, piece in enumerate(pieces):
+        before = texts[i - 1] if i else None
+        if before is not None and before.is_answer:
+            size = _common_prefix(piece, close)
+            segments.append(replace(before, text=piece[:size]))
+            piece = piece[size:]
+        # The markup between two texts belongs to the turn it opens.
+        owner = texts[i] if i < len(texts) else Segment("", None, "answer" if answer is not None else "query")
+        owner = (
+            replace(owner, role="query", is_answer=False) if owner.role == "answer" else replace(owner, is_answer=False)
+        )
+        for number, part in enumerate(piece.split(image_token)):
+            if number:
+                picture = next(pictures, None)
+                if picture is None:
+                    raise OptionError(f"the chat template writes {image_token!r} more often than there are images")
+                prefix = len(segments) if prefix is None and owner.role == "query" else prefix
+                segments.append(replace(owner, text="", picture=picture))
+            segments.append(replace(owner, text=part))
+        if i < len(texts):
+            prefix = len(segments) if prefix is None and texts[i].role == "query" else prefix
+            segments.append(texts[i])
+    if next(pictures, None) is not None:
+        raise OptionError(f"the chat template does not write {image_token!r} for each image; use plain prompts")
+    kept = [s for s in segments if s.text or s.picture]
+    before_query = segments[: len(segments) if prefix is None else prefix]
+    prompt = Prompt(tuple(kept), "chat", sum(1 for s in before_query if s.text or s.picture))
+    real = str(apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None))
+    if prompt.text(image_token) != real:
+        raise OptionError("the model's chat template rewrites the texts of its messages; use plain prompts")
+    return prompt
+
+
+def _messages(
+    episode: Episode, template: Template, answer: str | None, reserved: Sequence[str], texts: list[Segment]
+) -> list[dict[str, Any]]:
+    """The episode as chat messages; every text in them is also appended to ``texts``, in order."""
+
+    def text_part(text: str, role: Role, index: int, is_answer: bool = False) -> dict[str, str]:
+        texts.append(Segment(text, None, role, index, is_answer))
+        return {"type": "text", "text": text}
+
+    messages: list[dict[str, Any]] = []
+    instruction = _instruction(episode, template).strip()
+    for index, example in enumerate((*episode.demonstrations, episode.query)):
+        is_query = index == len(episode.demonstrations)
+        role: Role = "query" if is_query else "demonstration"
+        number = -1 if is_query else index
+        content: list[dict[str, Any]] = []
+        if index == 0 and instruction:
+            content.append(text_part(instruction + "\n", "instruction", -1))
+        for piece in _fill(template.user, example, role, number, reserved):
+            content.append({"type": "image"} if piece.picture is not None else text_part(piece.text, role, number))
+        messages.append({"role": "user", "content": content})
+        if is_query and answer is None:
+            continue
+        said = _plain_text(example.text_answer if not is_query else str(answer), reserved)
+        turn = text_part(template.assistant.replace("{answer}", said), "answer" if is_query else role, number, True)
+        messages.append({"role": "assistant", "content": [turn]})
+    return messages
+
+
+def _literal_pieces(
+    apply_chat_template: Callable[..., str], messages: list[dict[str, Any]], texts: int, *, generate: bool
+) -> list[str]:
+    """The markup that a chat template writes before, between and behind the texts of the messages."""
+    number = iter(range(texts))
+    # Private-use characters do not occur in data, and templates that trim or change case leave them alone.
+    marked = [
+        {
+            "role": m["role"],
+            "content": [
+                c if c["type"] == "image" else c | {"text": f"\ue000{next(number)}\ue001"} for c in m["content"]
+            ],
+        }
+        for m in messages
+    ]
+    rest = str(apply_chat_template(marked, tokenize=False, add_generation_prompt=generate))
+    pieces: list[str] = []
+    for i in range(texts):
+        piece, mark, rest = rest.partition(f"\ue000{i}\ue001")
+        if not mark:
+            raise OptionError("the model's chat template drops or reorders messages; use plain prompts")
+        pieces.append(piece)
+    return [*pieces, rest]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of tokens ``[start, end)`` with one meaning; see :class:`Segment` for the fields."""
+
+    start: int
+    end: int
+    role: Role
+    index: int = -1
+    is_answer: bool = False
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """Token ids of a prompt, and what each token is.
+
+    Attributes:
+        ids: token ids, image placeholders expanded as the model expects them.
+        spans: what each token belongs to: contiguous, in order, covering all tokens.
+        prefix: number of leading tokens that belong to instruction and demonstrations.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+    prefix: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def span(self, role: Role, index: int = -1, *, is_answer: bool | None = None) -> tuple[int, int] | None:
+        """First and last+1 token of a role (of demonstration ``index``), or ``None`` if there is none."""
+        found = [s for s in self.spans if s.role == role and s.index == index and is_answer in (None, s.is_answer)]
+        return (found[0].start, found[-1].end) if found else None
+
+    def answer_mask(self, *, demonstrations: bool = False) -> list[bool]:
+        """True at the tokens of the query's answer (and, if asked, of the demonstrations' answers)."""
+        mask = [False] * len(self.ids)
+        for s in self.spans:
+            if s.is_answer and (s.role == "answer" or demonstrations):
+                mask[s.start : s.end] = [True] * (s.end - s.start)
+        return mask
+
+    def labels(self, *, demonstrations: bool = False) -> list[int]:
+        """The ids where :meth:`answer_mask` is true, -100 elsewhere: ``labels`` of a causal language model."""
+        mask = self.answer_mask(demonstrations=demonstrations)
+        return [token if keep else -100 for token, keep in zip(self.ids, mask, strict=True)]
+
+
+def tokenize(
+    prompt: Prompt,
+    tokenizer: Any,
+    expansions: Sequence[str],
+    *,
+    add_special_tokens: bool = True,
+) -> TokenizedPrompt:
+    """Token ids of a prompt as one string, and the span of each piece.
+
+    The whole text is tokenized at once (pieces tokenized alone would give other tokens at their edges); each token is then
+    assigned to the piece in which its first character lies, through the tokenizer's offsets.
+
+    Args:
+        prompt: the prompt.
+        tokenizer: a fast Hugging Face tokenizer (``return_offsets_mapping``).
+        expansions: for each image, the text that stands for it (placeholder tokens repeated as often as it has features).
+        add_special_tokens: whether the tokenizer adds its own (``<s>``); off for chat prompts that already begin with it.
+
+    Raises:
+        DataError: the tokenizer gives no offsets.
+    """
+    images = iter(expansions)
+    pieces = [next(images) if s.picture is not None else s.text for s in prompt.segments]
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError("the model's tokenizer gives no character offsets (it is no fast tokenizer)")
+    out = tokenizer("".join(pieces), add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+    ids, offsets = list(out["input_ids"]), list(out["offset_mapping"])
+    ends: list[int] = []
+    for piece in pieces:
+        ends.append((ends[-1] if ends else 0) + len(piece))
+    owners: list[int] = []
+    current = 0
+    for start, end in offsets:
+        # Tokens without characters (added <s>) stay with the piece before them. A token that begins with white space and
+        # reaches into the next piece (" red" across "Answer:" | " red") belongs to where its first character lies.
+        if end > start:
+            while current < len(ends) - 1 and start >= ends[current]:
+                current += 1
+        owners.append(current)
+    spans: list[Span] = []
+    prefix = 0
+    for position, owner in enumerate(owners):
+        s = prompt.segments[owner]
+        if owner < prompt.prefix_segments:
+            prefix = position + 1
+        last = spans[-1] if spans else None
+        if last and (last.role, last.index, last.is_answer) == (s.role, s.index, s.is_answer):
+            spans[-1] = Span(last.start, position + 1, s.role, s.index, s.is_answer)
+        else:
+            spans.append(Span(position, position + 1, s.role, s.index, s.is_answer))
+    return TokenizedPrompt(tuple(ids), tuple(spans), prefix)
+
+
+def _instruction(episode: Episode, template: Template) -> str:
+    return template.instruction if episode.instruction is None else episode.instruction
+
+
+def _fill(
+    text: str, example: Example, role: Role, index: int, reserved: Sequence[str], is_answer: bool = False
+) -> list[Segment]:
+    """Segments of a template text for one example: fields filled in, images in their places."""
+    fields = {
+        "{question}": _plain_text(example.question, reserved),
+        "{choices}": _plain_text(", ".join(example.choices), reserved),
+    }
+    segments: list[Segment] = []
+    for number, piece in enumerate(text.split(IMAGE)):
+        if number:
+            segments += [Segment("", picture, role, index) for picture in example.images]
+        filled = re.sub(r"\{question\}|\{choices\}", lambda m: fields[m.group()], piece)
+        if filled:
+            segments.append(Segment(filled, None, role, index, is_answer))
+    return segments
+
+
+def _plain_text(text: str, reserved: Sequence[str]) -> str:
+    """Text of a data set without power over the tokenizer: reserved strings in it are broken up by a space."""
+    for token in reserved:
+        if len(token) > 1 and token in text:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def _common_prefix(a: str, b: str) -> int:
+    """Length of the common beginning of two strings."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
