@@ -164,16 +164,36 @@ def render_chat(
         OptionError: the chat template rewrites its messages, so that texts cannot be located; use plain prompts.
         DataError: a demonstration has no text answer.
     """
-    texts: list[Segment] = []
-    messages = _messages(episode, template, answer, reserved, texts)
-    pictures = iter(episode.pictures)
-    pieces = _literal_pieces(apply_chat_template, messages, len(texts), generate=answer is None)
+
+    def run(messages: list[dict[str, Any]], generate: bool) -> str:
+        return str(apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
+
+    for strip in (False, True):  # many chat templates trim their texts; then so do we, and know where everything is
+        texts: list[Segment] = []
+        messages = _messages(episode, template, answer, reserved, texts, strip)
+        prompt = _chat_prompt(run, messages, texts, episode.pictures, image_token, answer is not None)
+        if prompt.text(image_token) == run(messages, answer is None):
+            return prompt
+    raise OptionError("the model's chat template rewrites the texts of its messages; use plain prompts")
+
+
+def _chat_prompt(
+    run: Callable[[list[dict[str, Any]], bool], str],
+    messages: list[dict[str, Any]],
+    texts: list[Segment],
+    images: Sequence[Picture],
+    image_token: str,
+    answered: bool,
+) -> Prompt:
+    """The prompt that a chat template makes of messages whose texts, in order, are ``texts``."""
+    pictures = iter(images)
+    pieces = _literal_pieces(run, messages, len(texts), generate=not answered)
     # What closes an assistant's turn: the markup behind the last assistant's text when nothing follows it.
     close = ""
     if any(t.is_answer for t in texts):
-        finished = messages if answer is not None else messages[:-1]
-        count = len(texts) if answer is not None else max(i for i, t in enumerate(texts) if t.is_answer) + 1
-        close = _literal_pieces(apply_chat_template, finished, count, generate=False)[-1]
+        finished = messages if answered else messages[:-1]
+        count = max(i for i, t in enumerate(texts) if t.is_answer) + 1
+        close = _literal_pieces(run, finished, count, generate=False)[-1]
 
     segments: list[Segment] = []
     prefix = None
@@ -184,7 +204,7 @@ def render_chat(
             segments.append(replace(before, text=piece[:size]))
             piece = piece[size:]
         # The markup between two texts belongs to the turn it opens.
-        owner = texts[i] if i < len(texts) else Segment("", None, "answer" if answer is not None else "query")
+        owner = texts[i] if i < len(texts) else Segment("", None, "answer" if answered else "query")
         owner = (
             replace(owner, role="query", is_answer=False) if owner.role == "answer" else replace(owner, is_answer=False)
         )
@@ -203,19 +223,21 @@ def render_chat(
         raise OptionError(f"the chat template does not write {image_token!r} for each image; use plain prompts")
     kept = [s for s in segments if s.text or s.picture]
     before_query = segments[: len(segments) if prefix is None else prefix]
-    prompt = Prompt(tuple(kept), "chat", sum(1 for s in before_query if s.text or s.picture))
-    real = str(apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None))
-    if prompt.text(image_token) != real:
-        raise OptionError("the model's chat template rewrites the texts of its messages; use plain prompts")
-    return prompt
+    return Prompt(tuple(kept), "chat", sum(1 for s in before_query if s.text or s.picture))
 
 
 def _messages(
-    episode: Episode, template: Template, answer: str | None, reserved: Sequence[str], texts: list[Segment]
+    episode: Episode,
+    template: Template,
+    answer: str | None,
+    reserved: Sequence[str],
+    texts: list[Segment],
+    strip: bool,
 ) -> list[dict[str, Any]]:
     """The episode as chat messages; every text in them is also appended to ``texts``, in order."""
 
     def text_part(text: str, role: Role, index: int, is_answer: bool = False) -> dict[str, str]:
+        text = text.strip() if strip else text
         texts.append(Segment(text, None, role, index, is_answer))
         return {"type": "text", "text": text}
 
@@ -240,7 +262,7 @@ def _messages(
 
 
 def _literal_pieces(
-    apply_chat_template: Callable[..., str], messages: list[dict[str, Any]], texts: int, *, generate: bool
+    run: Callable[[list[dict[str, Any]], bool], str], messages: list[dict[str, Any]], texts: int, *, generate: bool
 ) -> list[str]:
     """The markup that a chat template writes before, between and behind the texts of the messages."""
     number = iter(range(texts))
@@ -254,7 +276,7 @@ def _literal_pieces(
         }
         for m in messages
     ]
-    rest = str(apply_chat_template(marked, tokenize=False, add_generation_prompt=generate))
+    rest = run(marked, generate)
     pieces: list[str] = []
     for i in range(texts):
         piece, mark, rest = rest.partition(f"\ue000{i}\ue001")
