@@ -8,8 +8,8 @@ shown only with ``--debug``. Anything else that is raised is a bug of ours and k
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
-from pathlib import Path
 
 
 class KshotError(Exception):
@@ -47,7 +47,7 @@ class DataError(KshotError):
         self,
         problem: str,
         *,
-        file: str | Path | None = None,
+        file: str | os.PathLike[str] | None = None,
         line: int | None = None,
         field: str | None = None,
         remedy: str | None = None,
