@@ -150,7 +150,7 @@ def okvqa_accuracy_metric(predictions: Sequence[str], queries: Sequence[Example]
 
 
 def _result(scores: list[float], queries: Sequence[Example], details: dict[str, float], note: str) -> MetricResult:
-    categories = {}
+    categories: dict[str, tuple[float, int]] = {}
     for kind in ("answer_type", "question_type"):
         categories |= by_category(scores, [query.metadata.get(kind) for query in queries], prefix=f"{kind}: ")
     return MetricResult("accuracy", mean(scores), tuple(scores), tuple(range(len(scores))), details, categories, note)
