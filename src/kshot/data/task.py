@@ -76,9 +76,13 @@ tasks: Registry[Callable[..., Task]] = Registry(
         "kshot.data.vqa",
         "kshot.data.captions",
         "kshot.data.choice",
-        "kshot.data.concepts",
+        "kshot.data.omniglot",
+        "kshot.data.imagenet",
+        "kshot.data.isekai",
         "kshot.data.folder",
+        "kshot.data.hub",
         "kshot.data.worlds",
+        "kshot.data.scenes",
     ),
 )
 

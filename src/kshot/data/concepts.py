@@ -1,0 +1,286 @@
+"""Recognising novel concepts: n-way episodes, and the two ways in which they are written.
+
+Query ``i`` of such a task defines an episode of its own: its classes, the names under which they are offered, and the picture to
+recognise. :meth:`Task.pool` is that episode's support set, from which a retriever picks the demonstrations. All of it derives
+from (task seed, i), so an episode is the same in every process and in whatever order episodes are asked for.
+
+This module holds what these tasks have in common; the tasks are in ``omniglot``, ``imagenet``, ``isekai`` and ``worlds``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, Literal, TypeVar, overload
+
+import numpy as np
+
+from kshot.data.drawing import invent_name, random_letters
+from kshot.data.sources import as_template
+from kshot.data.task import Task
+from kshot.episode import Example
+from kshot.errors import DataError, OptionError
+from kshot.picture import Picture
+from kshot.prompt import Template
+
+T = TypeVar("T")
+
+Names = Literal["invented", "letters", "unseen", "classes"]
+"""How the classes of an episode are called: invented pronounceable names; random letters a-z, 1 to 10 of them (Link-Context
+Learning); invented names of the family that the embedded model never saw; the classes' real names."""
+
+Style = Literal["plain", "link"]
+"""How an episode is written: :data:`PLAIN` or :data:`LINK`."""
+
+PLAIN = Template(
+    demonstration="<image>Question:{question} Answer:{answer}",
+    short_instruction="Answer with the name of what is in the image, and nothing else.",
+)
+"""Plain classification."""
+
+LINK = Template(
+    demonstration='USER: [BEGIN EXAMPLE] {question} <image>? ASSISTANT: there is "{answer}" in the image.',
+    query='[FINAL QUESTION]: USER: {question} <image>? ASSISTANT: there is "',
+    instruction="You should find the causal relationship between the examples I am going to show you. "
+    "And use that to answer to the [FINAL QUESTION]. ",
+    separator=" [END EXAMPLE] ",
+    user="{question} <image>?",
+    assistant='there is "{answer}" in the image.',
+    short_instruction='Answer in this form: there is "NAME" in the image.',
+)
+"""The wording of Link-Context Learning (arXiv 2308.07891). In plain prompts the query ends behind the opening quotation mark."""
+
+_QUESTIONS = {
+    "plain": ("What is it?", "What is it?"),
+    "link": ("What is in the image", "Based on the previous examples, what is in the image"),
+}
+"""Question of a demonstration and of the query, by style."""
+
+
+class LazySequence(Sequence[T], Generic[T]):
+    """A sequence whose items are made when they are asked for.
+
+    Args:
+        size: how many there are.
+        make: makes item i; must make the same one each time.
+    """
+
+    def __init__(self, size: int, make: Callable[[int], T]):
+        self._size, self._make = size, make
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        chosen = range(self._size)[index]
+        if isinstance(chosen, range):
+            return LazySequence(len(chosen), lambda i: self._make(chosen[i]))
+        return self._make(chosen)
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A class of pictures.
+
+    Attributes:
+        key: unique in its task; never shown to a model.
+        name: its real name.
+        pictures: what demonstrations are made of; also the query, unless there are ``queries``.
+        queries: pictures that serve as queries only.
+        group: a larger class it belongs to (an alphabet), for episodes within a group and for per-category tables.
+    """
+
+    key: str
+    name: str
+    pictures: Sequence[Picture]
+    queries: Sequence[Picture] = ()
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What was drawn for one episode.
+
+    Attributes:
+        concepts: its classes, in the order in which their names are offered.
+        target: which of them the query shows.
+        query: the picture to recognise.
+        held: the query's place in the pictures of its class (it is left out of the support set), ``None`` if it is not in there.
+        naming: what the names derive from, beside the task's seed.
+    """
+
+    concepts: tuple[Concept, ...]
+    target: int
+    query: Picture
+    held: int | None
+    naming: str
+
+
+class ConceptTask(Task):
+    """Base of the n-way tasks; a subclass says how an episode is drawn.
+
+    Args:
+        episodes: number of queries.
+        ways: classes an episode.
+        seed: of everything random.
+        names: how classes are called, see :data:`Names`.
+        shots_per_class: demonstrations of each class that are evaluated by default; ``shots`` is always their total.
+        style: how episodes are written, see :data:`Style`.
+        template: a template, or fields that replace those of the style's.
+    """
+
+    metric = "two_name"
+    retriever = "balanced"
+
+    def __init__(
+        self,
+        *,
+        episodes: int,
+        ways: int,
+        seed: int,
+        names: Names,
+        shots_per_class: int,
+        style: Style,
+        template: Template | Mapping[str, str] | None = None,
+    ):
+        one_of("names", names, ("invented", "letters", "unseen", "classes"))
+        one_of("style", style, tuple(_QUESTIONS))
+        for option, value, least in (
+            ("episodes", episodes, 1),
+            ("shots_per_class", shots_per_class, 1),
+            ("ways", ways, 2),
+        ):
+            if value < least:
+                raise OptionError(f"{option}={value}: must be {least} or more")
+        self.episodes, self.ways, self.seed, self.names = episodes, ways, seed, names
+        self.shots_per_class, self.style = shots_per_class, style
+        self.shots = (ways * shots_per_class,)
+        self.template = as_template(template, LINK if style == "link" else PLAIN)
+        self.stop = ("\n", " in the image") if style == "link" else ("\n",)
+        self.max_new_tokens = 24 if style == "link" else 16
+
+    @abstractmethod
+    def draw(self, index: int) -> Draw:
+        """The classes and the query of episode ``index``."""
+
+    @property
+    def queries(self) -> Sequence[Example]:
+        return LazySequence(self.episodes, self._query)
+
+    @property
+    def support(self) -> Sequence[Example]:
+        """Empty: episodes share no support set, and names mean something within one episode only. See :meth:`pool`."""
+        return ()
+
+    def pool(self, query: Example) -> Sequence[Example]:
+        """The support set of the episode that ``query`` belongs to: all pictures of its classes but the query itself.
+
+        Raises:
+            DataError: the query is not one of this task's.
+        """
+        index = query.metadata.get("episode")
+        if not isinstance(index, int) or not 0 <= index < self.episodes or query.id != self._id(index):
+            raise DataError(f"{query.id!r} is no query of the task {self.name!r}", remedy="take it from task.queries")
+        drawn = self.draw(index)
+        names = self._names(drawn)
+        places = [
+            (way, number)
+            for way, concept in enumerate(drawn.concepts)
+            for number in range(len(concept.pictures))
+            if not (way == drawn.target and number == drawn.held)
+        ]
+        return LazySequence(len(places), lambda i: self._demonstration(drawn, names, *places[i]))
+
+    def parse(self, text: str) -> str:
+        """The name in a generated text; the link style's ``there is "NAME" in the image`` is taken off."""
+        text = super().parse(text)
+        if self.style == "link":
+            text = re.sub(r"^there is\s*", "", text).strip().strip('"').strip()
+        return text
+
+    def describe(self) -> dict[str, Any]:
+        options = ("ways", "episodes", "seed", "names", "shots_per_class", "style")
+        chosen = {option: getattr(self, option) for option in options}
+        return {"task": self.name, **chosen, "template": asdict(self.template)}
+
+    @staticmethod
+    def _id(index: int) -> str:
+        return f"episode-{index:05d}"
+
+    def _query(self, index: int) -> Example:
+        drawn = self.draw(index)
+        names = self._names(drawn)
+        target = drawn.concepts[drawn.target]
+        return Example(
+            images=(drawn.query,),
+            question=_QUESTIONS[self.style][1],
+            answer=names[drawn.target],
+            choices=names,
+            id=self._id(index),
+            metadata={"class": target.key, "category": target.group or target.name, "episode": index},
+        )
+
+    def _demonstration(self, drawn: Draw, names: tuple[str, ...], way: int, number: int) -> Example:
+        concept = drawn.concepts[way]
+        return Example(
+            images=(concept.pictures[number],),
+            question=_QUESTIONS[self.style][0],
+            answer=names[way],
+            choices=names,
+            id=f"{concept.key}#{number}",
+            metadata={"class": concept.key},
+        )
+
+    def _names(self, drawn: Draw) -> tuple[str, ...]:
+        if self.names == "classes":
+            return tuple(concept.name for concept in drawn.concepts)
+        return make_names(self.names, len(drawn.concepts), generator(self.seed, "names", drawn.naming))
+
+
+def generator(seed: int, *parts: str | int) -> np.random.Generator:
+    """A random generator that depends on ``seed`` and ``parts`` and on nothing else."""
+    key = hashlib.blake2b("\0".join(map(str, (seed, *parts))).encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(key, "big"))
+
+
+def make_names(kind: Names, count: int, rng: np.random.Generator) -> tuple[str, ...]:
+    """Distinct names of which none is contained in another (an answer could then not be told from its neighbour).
+
+    Raises:
+        OptionError: there are not so many names of this kind.
+    """
+    names: list[str] = []
+    for _ in range(1000 * count):
+        if kind == "letters":
+            name = random_letters(rng, int(rng.integers(1, 11)))
+        else:
+            name = invent_name(rng, seen=kind != "unseen")
+        if not any(name in other or other in name for other in names):
+            names.append(name)
+            if len(names) == count:
+                return tuple(names)
+    raise OptionError(f"names={kind!r}: {count} names of which none contains another could not be found")
+
+
+def digest(text: str) -> str:
+    """A short hash of a text, for the records of a run."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def listed(items: Sequence[str], most: int = 5) -> str:
+    """The items in one line, the end cut off if there are many."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def one_of(option: str, value: object, known: Sequence[str]) -> None:
+    """Complain about an option whose value is none of the known ones."""
+    if value not in known:
+        raise OptionError(f"{option}={value!r}: must be one of {', '.join(known)}")

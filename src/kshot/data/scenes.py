@@ -1,0 +1,223 @@
+"""Questions with a hidden task: everybody is asked "What is it?", and only the demonstrations show what is meant.
+
+A scene (see ``drawing.scenes``) has eight attributes. In each episode one of them is the task: the demonstrations answer with the
+scene's colour, or with its count ..., and so must the answer. Two variants ask for more than telling which of eight known tasks is
+meant: values under invented names, and values whose words are permuted, so that a model that names what it sees is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from typing import Any, Literal
+
+from kshot.data.concepts import PLAIN, LazySequence, generator, make_names, one_of
+from kshot.data.drawing import SCENE_TASKS, Scene, is_held_out
+from kshot.data.sources import as_template
+from kshot.data.task import Task, tasks
+from kshot.data.worlds import PIXELS, SPLITS
+from kshot.episode import Example
+from kshot.errors import DataError, OptionError
+from kshot.picture import DrawnPicture
+from kshot.prompt import Template
+
+HeldOut = Literal["query", "all", "none"]
+Labels = Literal["words", "invented", "permuted"]
+
+QUESTION = "What is it?"
+
+WORDS: tuple[str, ...] = tuple(sorted({word for words in SCENE_TASKS.values() for word in words}))
+"""All words of all tasks."""
+
+
+@tasks.register("scenes")
+class Scenes(Task):
+    """Hidden-task questions about generated scenes; query i asks for attribute ``i % len(tasks)``.
+
+    Each query has a support set of its own: fresh scenes, answered in the query's task. With ``labels="words"`` demonstrations
+    are random (the right answer need not be among them), the metric is exact match, and candidates are the words of *all*
+    tasks. With renamed labels an episode shows ``ways`` values of the attribute in equal numbers, the query's among them, and
+    is judged among their names.
+
+    Args:
+        tasks: names of attributes, see ``drawing.SCENE_TASKS``; default: all eight.
+        episodes: number of queries.
+        seed: of everything random.
+        labels: ``words``; ``invented``: an invented name for each value; ``permuted``: each value bears another value's word.
+        ways: values in an episode of renamed labels.
+        held_out: where the filled shape is one of the colour-shape pairs that the embedded model never saw: in the ``query``,
+            in ``all`` scenes, or in ``none``.
+        pool_size: scenes in the support set of a query.
+        template: fields that replace those of the template.
+    """
+
+    name = "scenes"
+
+    def __init__(
+        self,
+        tasks: Sequence[str] | str | None = None,
+        episodes: int = 800,
+        seed: int = 0,
+        labels: Labels = "words",
+        ways: int = 2,
+        held_out: HeldOut = "query",
+        pool_size: int = 64,
+        template: Template | Mapping[str, str] | None = None,
+    ):
+        self.tasks = tuple(SCENE_TASKS) if tasks is None else (tasks,) if isinstance(tasks, str) else tuple(tasks)
+        for task in self.tasks:
+            one_of("tasks", task, tuple(SCENE_TASKS))
+        one_of("labels", labels, ("words", "invented", "permuted"))
+        one_of("held_out", held_out, ("query", "all", "none"))
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise OptionError(f"tasks={self.tasks}: name at least one attribute, and each once")
+        for option, value, least in (("episodes", episodes, 1), ("ways", ways, 2), ("pool_size", pool_size, 1)):
+            if value < least:
+                raise OptionError(f"{option}={value}: must be {least} or more")
+        self.episodes, self.seed, self.kind, self.ways = episodes, seed, labels, ways
+        self.held_out, self.pool_size = held_out, pool_size
+        self.template = as_template(template, PLAIN)
+        self.max_new_tokens = 16
+        self.labels = () if labels == "invented" else WORDS
+        self.metric, self.retriever = "exact_match", "random"
+        self.shots = (0, 1, 2, 4, 8)
+        if labels != "words":
+            few = [t for t in self.tasks if len(_possible(t, held_out == "all")) < ways]
+            if few:
+                known = ", ".join(t for t in SCENE_TASKS if len(_possible(t, held_out == "all")) >= ways)
+                remedy = f"name others with tasks=: {known}" if known else "ask for fewer ways"
+                raise OptionError(f"ways={ways}: too few values in {', '.join(few)}; {remedy}")
+            self.metric, self.retriever = "two_name", "balanced"
+            self.shots = (ways, 2 * ways, 4 * ways)
+
+    @property
+    def queries(self) -> Sequence[Example]:
+        return LazySequence(self.episodes, self._query)
+
+    @property
+    def support(self) -> Sequence[Example]:
+        """For methods that learn one task from one support set: scenes of ``validation`` seeds, answered in the tasks in turn.
+
+        Empty with renamed labels, whose names mean something within one episode only.
+        """
+        if self.kind != "words":
+            return ()
+        return LazySequence(len(self.tasks) * 512, self._shared)
+
+    def pool(self, query: Example) -> Sequence[Example]:
+        """The support set of the episode that ``query`` belongs to.
+
+        Raises:
+            DataError: the query is not one of this task's.
+        """
+        index = query.metadata.get("episode")
+        if not isinstance(index, int) or not 0 <= index < self.episodes or query.id != _id(index):
+            raise DataError(f"{query.id!r} is no query of the task {self.name!r}", remedy="take it from task.queries")
+        task, names = self._task(index), self._names(index)
+        seen = self._scene("query", index, held_out=self.held_out != "none", wanted=self._wanted(index))
+        values = tuple(names)
+
+        def wanted(number: int) -> Callable[[Scene], bool]:
+            # Values in turn, so that a support set of any size holds them in equal numbers.
+            return lambda scene: (
+                scene.seed != seen.seed
+                and (self.kind == "words" or getattr(scene, task) == values[number % len(values)])
+            )
+
+        def demonstration(number: int) -> Example:
+            held_out = self.held_out == "all"
+            scene = self._scene("support", index, number, held_out=held_out, wanted=wanted(number))
+            return _example(scene, task, names, f"episode-{index:05d}#{number}", {"class": getattr(scene, task)})
+
+        return LazySequence(self.pool_size, demonstration)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "task": self.name,
+            "tasks": list(self.tasks),
+            "labels": self.kind,
+            **{o: getattr(self, o) for o in ("episodes", "seed", "ways", "held_out", "pool_size")},
+        }
+
+    def _task(self, index: int) -> str:
+        return self.tasks[index % len(self.tasks)]
+
+    def _query(self, index: int) -> Example:
+        scene = self._scene("query", index, held_out=self.held_out != "none", wanted=self._wanted(index))
+        task = self._task(index)
+        return _example(scene, task, self._names(index), _id(index), {"category": task, "episode": index})
+
+    def _wanted(self, index: int) -> Callable[[Scene], bool]:
+        names, task = self._names(index), self._task(index)
+        if self.kind == "words":
+            return lambda scene: True
+        # Which value is asked for is drawn first: a scene taken at random would prefer values with more scenes.
+        possible = [v for v in names if v in _possible(task, self.held_out != "none")]
+        value = possible[generator(self.seed, "value", index).integers(len(possible))]
+        return lambda scene: getattr(scene, task) == value
+
+    def _names(self, index: int) -> dict[str, str]:
+        """Value -> what it is called in this episode, in the order in which the names are offered; empty for words."""
+        if self.kind == "words":
+            return {}
+        task = self._task(index)
+        rng = generator(self.seed, "names", index)
+        values = _possible(task, self.held_out == "all")
+        while True:
+            chosen = [values[i] for i in rng.choice(len(values), self.ways, replace=False)]
+            if set(chosen) & set(
+                _possible(task, self.held_out != "none")
+            ):  # the query must be able to show one of them
+                break
+        if self.kind == "invented":
+            return dict(zip(chosen, make_names("invented", self.ways, rng), strict=True))
+        while True:
+            words = [chosen[i] for i in rng.permutation(self.ways)]
+            if all(word != value for word, value in zip(words, chosen, strict=True)):
+                return dict(zip(chosen, words, strict=True))
+
+    def _shared(self, number: int) -> Example:
+        task = self.tasks[number % len(self.tasks)]
+        held_out = self.held_out == "all"
+        scene = Scene.random(SPLITS["validation"][number], held_out=held_out)
+        return _example(scene, task, {}, f"support-{number:05d}", {"class": getattr(scene, task), "category": task})
+
+    def _scene(self, *parts: str | int, held_out: bool, wanted: Callable[[Scene], bool]) -> Scene:
+        """The first scene of a stream of test seeds that is wanted."""
+        seeds = SPLITS["test"]
+        for attempt in count():
+            number = int(generator(self.seed, *parts, attempt).integers(seeds.start, seeds.stop))
+            scene = Scene.random(number, held_out=held_out)
+            if wanted(scene):
+                return scene
+        raise AssertionError("unreachable")
+
+
+def _id(index: int) -> str:
+    return f"episode-{index:05d}"
+
+
+def _possible(task: str, held_out: bool) -> tuple[str, ...]:
+    """The values of an attribute that scenes with (or without) a held-out colour-shape pair can show."""
+    others = {"colour": "shape", "shape": "colour"}
+    if task not in others:
+        return SCENE_TASKS[task]
+
+    def pair(value: str, other: str) -> tuple[str, str]:
+        return (value, other) if task == "colour" else (other, value)
+
+    return tuple(
+        v for v in SCENE_TASKS[task] if any(is_held_out(*pair(v, o)) == held_out for o in SCENE_TASKS[others[task]])
+    )
+
+
+def _example(scene: Scene, task: str, names: Mapping[str, str], id: str, metadata: dict[str, Any]) -> Example:
+    value = getattr(scene, task)
+    return Example(
+        images=(DrawnPicture(lambda: scene.draw(PIXELS), f"scene {scene.seed}"),),
+        question=QUESTION,
+        answer=names.get(value, value),
+        choices=tuple(names.values()),
+        id=id,
+        metadata=metadata,
+    )
