@@ -59,6 +59,7 @@ class CaptionTask(FileTask):
     splits: ClassVar[tuple[str, ...]] = ("test", "val")
     support_splits: ClassVar[tuple[str, ...]] = ("train",)
     image_folders: ClassVar[tuple[str, ...]] = ()
+    support_file: ClassVar[bool] = False  # whether the support set has an annotation file of its own
 
     def __init__(
         self,
@@ -77,7 +78,8 @@ class CaptionTask(FileTask):
         if root is None and (captions is None or images is None):
             raise OptionError(f"task {self.name!r} needs root= (the folder of its files), or captions= and images=")
         self._root, self._captions, self._images = root, captions, images
-        self._support_captions, self._support_images = support_captions or captions, support_images or images
+        self._support_captions = support_captions if support_captions is not None or self.support_file else captions
+        self._support_images = support_images if support_images is not None else images
         super().__init__(check_images=check_images, split=self._split)
 
     def read_split(self, file: Path, splits: tuple[str, ...]) -> list[Record]:
@@ -96,18 +98,30 @@ class CaptionTask(FileTask):
         rows = [{"image_id": known[key], "caption": caption} for key, caption in predictions.items()]
         write_text(path, json.dumps(rows, ensure_ascii=False))
 
+    def _locate(self) -> dict[str, Path]:
+        files: dict[str, Path] = {}
+        for role, given, splits in (
+            ("queries", self._captions, (self._split,)),
+            ("support", self._support_captions, self.support_splits),
+        ):
+            try:
+                files[role] = Path(given) if given is not None else self.find_captions(self._root or ".", splits)
+            except DataError:
+                if role == "queries":
+                    raise  # a missing support file is reported when the support set is asked for
+        return files
+
     def _read_queries(self) -> Sequence[Example]:
-        self._query_records, examples = self._read("queries", (self._split,), self._captions, self._images)
+        self._query_records, examples = self._read("queries", (self._split,), self._images)
         return examples
 
     def _read_support(self) -> Sequence[Example]:
-        return self._read("support", self.support_splits, self._support_captions, self._support_images)[1]
+        if "support" not in self._files:
+            self.find_captions(self._root or ".", self.support_splits)  # raises: says what was looked for
+        return self._read("support", self.support_splits, self._support_images)[1]
 
-    def _read(
-        self, role: str, splits: tuple[str, ...], captions: PathLike | None, images: PathLike | None
-    ) -> tuple[list[Record], LazyExamples]:
-        file = Path(captions) if captions is not None else self.find_captions(self._root or ".", splits)
-        self._files[role] = file
+    def _read(self, role: str, splits: tuple[str, ...], images: PathLike | None) -> tuple[list[Record], LazyExamples]:
+        file = self._files[role]
         records = self.read_split(file, splits)
         if not records:
             raise DataError(f"no images of the split {' or '.join(splits)}", file=file)
@@ -136,7 +150,7 @@ class KarpathyTask(CaptionTask):
 
     def read_split(self, file: Path, splits: tuple[str, ...]) -> list[Record]:
         records: list[Record] = []
-        images = get(read_json(file, remedy=f"get it from {self.source}"), "images", list, file)
+        images = get(read_json(file), "images", list, file)
         for number, image in enumerate(images, start=1):
             if get(image, "split", str, file, number) not in splits:
                 continue
@@ -197,12 +211,13 @@ class COCO2017(CaptionTask):
     name = "coco2017"
     source = "http://images.cocodataset.org/annotations/annotations_trainval2017.zip"
     splits = ("val",)
+    support_file = True
 
     def find_captions(self, root: PathLike, splits: tuple[str, ...]) -> Path:
         return find_file(root, [f"captions_{splits[0]}2017.json"], (".", "annotations"), source=self.source)
 
     def read_split(self, file: Path, splits: tuple[str, ...]) -> list[Record]:
-        data = read_json(file, remedy=f"get it from {self.source}")
+        data = read_json(file)
         images = index_by(get(data, "images", list, file), "id", file, int)
         captions: dict[int, list[str]] = {}
         for number, annotation in enumerate(get(data, "annotations", list, file), start=1):

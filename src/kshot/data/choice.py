@@ -36,12 +36,14 @@ class _Benchmark(FileTask):
             return self.support
         return self._others.pool(str(query.metadata["category"]), str(query.metadata["image_id"]))
 
+    def _locate(self) -> dict[str, Path]:
+        return {} if self._given is None or isinstance(self._given, Task) else {"support": Path(self._given)}
+
     def _read_support(self) -> Sequence[Example]:
         if self._given is None:
             return self._queries
         if isinstance(self._given, Task):
             return self._given.support
-        self._files["support"] = Path(self._given)
         return read_examples(self._given, self._support_images)
 
     def _leave_one_out(self, examples: LazyExamples, categories: Sequence[str], images: Sequence[str]) -> None:
@@ -188,11 +190,15 @@ class SEEDBench(_Benchmark):
         rows = [json.dumps({"question_id": key, "prediction": text}) for key, text in predictions.items()]
         write_text(path, "".join(row + "\n" for row in rows))
 
-    def _read_queries(self) -> Sequence[Example]:
+    def _locate(self) -> dict[str, Path]:
         given = Path(self._questions) if self._questions is not None else None
-        file = given or find_file(self._root or ".", ["SEED-Bench.json"], source=self.source)
-        self._files["questions"] = file
-        data = read_json(file, remedy=f"get it from {self.source}")
+        return super()._locate() | {
+            "questions": given or find_file(self._root or ".", ["SEED-Bench.json"], source=self.source)
+        }
+
+    def _read_queries(self) -> Sequence[Example]:
+        file = self._files["questions"]
+        data = read_json(file)
         dimensions = _dimensions(get(data, "question_type", dict, file), file)
         records: list[dict[str, Any]] = []
         for number, record in enumerate(get(data, "questions", list, file), start=1):

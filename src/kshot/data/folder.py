@@ -94,9 +94,12 @@ class JsonLines(FileTask):
             check_images=check_images, support_size=support_size, seed=seed if support_size is not None else None
         )
 
+    def _locate(self) -> dict[str, Path]:
+        (queries, _), (support, _) = self._sources
+        return {"queries": queries} | ({"support": support} if support else {})
+
     def _read_queries(self) -> Sequence[Example]:
         file, images = self._sources[0]
-        self._files["queries"] = file
         examples = read_examples(file, images)
         if self._support_size is None:
             return examples
@@ -108,7 +111,6 @@ class JsonLines(FileTask):
         if file is None:
             examples, file = self._aside, self._sources[0][0]
         else:
-            self._files["support"] = file
             examples = read_examples(file, images)
         for example in examples:
             if example.answer is None:

@@ -112,9 +112,14 @@ class HubDataset(FileTask):
             "fingerprints": dict(sorted(self._fingerprints.items())),
         }
 
+    def _locate(self) -> dict[str, Path]:
+        path = Path(self._path)
+        return {"data": path} if path.is_file() else {}
+
     def _read_queries(self) -> Sequence[Example]:
         rows = self._rows(self._split)
         if self._support_size is None:
+            self._rows(str(self._support_split))  # loaded now, so that a wrong name shows at once; rows are not read
             return self._examples(self._split, range(len(rows)))
         if not 0 < self._support_size < len(rows):
             raise OptionError(f"support_size must be between 1 and {len(rows) - 1}; the split has {len(rows)} rows")
@@ -146,7 +151,6 @@ class HubDataset(FileTask):
                 kind = FILE_KINDS.get(path.suffix.lower())
                 if kind is None:
                     raise DataError(f"a file of kind {', '.join(FILE_KINDS)} is expected", file=path)
-                self._files["data"] = path
                 return datasets.load_dataset(kind, data_files={split: str(path)}, split=split, cache_dir=cache)
             if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
                 found = datasets.load_from_disk(str(path))

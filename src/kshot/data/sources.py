@@ -124,18 +124,26 @@ def check_images_exist(examples: Iterable[Example], *, what: str, file: PathLike
 class FileTask(Task):
     """A task whose examples come from files.
 
-    A subclass reads its queries in ``_read_queries`` when it is made, so that wrong files are reported at once, and its support set
-    in ``_read_support`` when it is first asked for: training annotations are large, and zero shots need none.
+    A subclass says in ``_locate`` which files it will read, reads its queries in ``_read_queries`` when it is made, so that wrong
+    files are reported at once, and its support set in ``_read_support`` when that is first asked for: training annotations are
+    large, and zero shots need none. A support file that the user names must exist from the start.
     """
 
     def __init__(self, *, check_images: bool = False, **options: Any):
         self._options = {key: value for key, value in options.items() if value is not None}
-        self._files: dict[str, Path] = {}
         self.skipped: dict[str, int] = {}
+        self._files = self._locate()
+        for path in self._files.values():
+            if not path.exists():
+                raise DataError("file not found", file=path)
         self._queries = self._read_queries()
         if check_images:
             for what, examples in (("queries", self._queries), ("support set", self.support)):
                 check_images_exist(examples, what=what, file=next(iter(self._files.values()), ""))
+
+    def _locate(self) -> dict[str, Path]:
+        """The files by what they hold. A support file that is looked for and not there is left out."""
+        return {}
 
     @abstractmethod
     def _read_queries(self) -> Sequence[Example]: ...
@@ -153,10 +161,7 @@ class FileTask(Task):
 
     def describe(self) -> dict[str, Any]:
         """Name, options, number of queries, items left out by kind, and name and hash of each file (no paths)."""
-        files = {
-            role: {"name": path.name, "hash": fingerprint(path)} if path.is_file() else {"name": path.name}
-            for role, path in sorted(self._files.items())
-        }
+        files = {role: {"name": path.name, "hash": fingerprint(path)} for role, path in sorted(self._files.items())}
         return {
             "task": self.name,
             "options": self._options,

@@ -20,7 +20,7 @@ from kshot.data.readers import PathLike, find_file, get, index_by, read_json
 from kshot.data.sources import FileTask, ImageRoot, LazyExamples, write_text
 from kshot.data.task import tasks
 from kshot.episode import Example
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError, KshotError, OptionError
 from kshot.prompt import Template
 
 TEMPLATE = Template(
@@ -105,33 +105,45 @@ class VQATask(FileTask):
         rows = [{"question_id": by_text[key], "answer": answer} for key, answer in predictions.items()]
         write_text(path, json.dumps(rows, ensure_ascii=False))
 
+    def _locate(self) -> dict[str, Path]:
+        files: dict[str, Path] = {}
+        for role, subtype in (("queries", self.subtypes[self._split]), ("support", self.subtypes["train"])):
+            parts = (("questions", self.question_file), ("annotations", self.annotation_file))
+            for (part, name), given in zip(parts, self._given[role], strict=False):
+                if given is not None:
+                    files[f"{role} {part}"] = Path(given)
+                elif role == "support":
+                    try:
+                        files[f"{role} {part}"] = self._find(name.format(subtype))
+                    except KshotError:
+                        continue  # reported when the support set is asked for
+                elif part == "questions" or self._split == "val":
+                    files[f"{role} {part}"] = self._find(name.format(subtype))
+        return files
+
     def _read_queries(self) -> Sequence[Example]:
-        examples, self._query_records = self._read("queries", self.subtypes[self._split], self._split == "val")
+        examples, self._query_records = self._read("queries", self.subtypes[self._split])
         return examples
 
     def _read_support(self) -> Sequence[Example]:
-        if self._root is None and self._given["support"][0] is None:
-            raise OptionError(
-                f"task {self.name!r} has no support set: give root=, or support_questions= and support_annotations="
-            )
-        return self._read("support", self.subtypes["train"], True)[0]
+        for part, name in (("questions", self.question_file), ("annotations", self.annotation_file)):
+            if f"support {part}" not in self._files:
+                self._find(name.format(self.subtypes["train"]))  # raises: says what was looked for and where to get it
+        return self._read("support", self.subtypes["train"])[0]
 
-    def _read(self, role: str, subtype: str, answered: bool) -> tuple[LazyExamples, list[dict[str, Any]]]:
-        questions, annotations, images = self._given[role]
-        file = Path(questions) if questions else self._find(self.question_file.format(subtype))
-        self._files[f"{role} questions"] = file
-        data = read_json(file, remedy=f"get it from {self.source}")
+    def _read(self, role: str, subtype: str) -> tuple[LazyExamples, list[dict[str, Any]]]:
+        file, images = self._files[f"{role} questions"], self._given[role][2]
+        data = read_json(file)
         records = get(data, "questions", list, file)
         subtype = str(data.get("data_subtype") or subtype)
         index_by(records, "question_id", file)
         for number, record in enumerate(records, start=1):
             get(record, "question", str, file, number)
             get(record, "image_id", int, file, number)
+        labels_file = self._files.get(f"{role} annotations")
         labels: dict[Any, Any] = {}
-        if answered or annotations:
-            labels_file = Path(annotations) if annotations else self._find(self.annotation_file.format(subtype))
-            self._files[f"{role} annotations"] = labels_file
-            labels = _read_annotations(labels_file, self.source)
+        if labels_file is not None:
+            labels = _read_annotations(labels_file)
             _check_match(records, labels, file, labels_file, self._subset)
         place = subtype.replace("test-dev", "test")
         root, prefix = _image_root(images or self._root, place)
@@ -186,9 +198,9 @@ class OKVQA(VQATask):
     subtypes: ClassVar[Mapping[str, str]] = {"train": "train2014", "val": "val2014"}
 
 
-def _read_annotations(file: Path, source: str) -> dict[Any, Any]:
+def _read_annotations(file: Path) -> dict[Any, Any]:
     """Annotations by question id, each with ``answers`` as a list of texts and with ``multiple_choice_answer``."""
-    data = read_json(file, remedy=f"get it from {source}", object_hook=_answer_text)
+    data = read_json(file, object_hook=_answer_text)
     records = get(data, "annotations", list, file)
     labels = index_by(records, "question_id", file)
     for number, record in enumerate(records, start=1):
