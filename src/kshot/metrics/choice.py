@@ -17,7 +17,7 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 
 _ALONE = re.compile(r"[(\[\"'*]*([A-Za-z])[)\]\"'*.:,]*")
 _FIRST = re.compile(r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])[).:])(?=\s)")
-_STATED = re.compile(r"(?i:\banswer\b(?:\s+is\b)?|\b(?:option|choice)\b)\s*:?\s*(?:[(\[\"'*]+([A-Za-z])\b|([A-Z])\b)")
+_STATED = re.compile(r"(?i:\banswer\b(?:\s+is\b)?|\b(?:option|choice)\b)\s*:?\s*(?:[(\[\"'*]+([A-Za-z])[)\]\"'*]|([A-Z])\b)")
 
 
 def parse_yes_no(text: str) -> str:
@@ -114,34 +114,38 @@ def seed_bench(predictions: Sequence[str], queries: Sequence[Example]) -> Metric
     return _multiple_choice("seed_bench", predictions, queries, "dimension")
 
 
-def parse_choice(text: str, choices: Sequence[str]) -> int | None:
+def parse_choice(text: str, choices: Sequence[str], *, letters_first: bool = True) -> int | None:
     """The number (from 0) of the choice that a text makes, or ``None`` if it makes none or more than one.
 
     Read in this order: the text is a letter ("B", "b.", "(B)"); it is a choice's text (folded); it begins with a marked letter
     ("B. a dog", "(b) a dog"); it states one ("The answer is B", "Option (B)"); it mentions exactly one choice's text (as
     whole words, the longest where they overlap). A lone "A" inside a sentence is an article, not a choice.
+
+    Args:
+        text: the model's answer.
+        choices: the texts of the choices.
+        letters_first: the first two readings in this order; ``False`` where the letters were never shown, so that among the
+            choices "B" and "A" the answer "A" is the second.
     """
     stripped = text.strip()
-    alone = _ALONE.fullmatch(stripped)
-    if alone and (number := _number(alone[1], choices)) is not None:
-        return number
-    folded = [fold(choice) for choice in choices]
-    if folded.count(fold(stripped)) == 1:
-        return folded.index(fold(stripped))
-    for pattern, find in ((_FIRST, _FIRST.match), (_STATED, _STATED.search)):
-        del pattern
-        found = find(stripped)
+    whole = [_letter_alone(stripped, choices), _choice_text(stripped, choices)]
+    for number in whole if letters_first else reversed(whole):
+        if number is not None:
+            return number
+    for found in (_FIRST.match(stripped), _STATED.search(stripped)):
         if found and (number := _number(found[1] or found[2], choices)) is not None:
             return number
-    said = mentions(stripped, choices)
-    return list(choices).index(said.pop()) if len(said) == 1 else None
+    said = {fold(name) for name in mentions(stripped, choices)}
+    return _choice_text(said.pop(), choices) if len(said) == 1 else None
 
 
 def _multiple_choice(metric: str, predictions: Sequence[str], queries: Sequence[Example], label: str) -> MetricResult:
     check(metric, predictions, queries)
-    chosen = [parse_choice(prediction, query.choices) for prediction, query in zip(predictions, queries, strict=True)]
-    right = [_right_choice(metric, query) for query in queries]
-    scores = [float(answer == gold) for answer, gold in zip(chosen, right, strict=True)]
+    chosen, scores = [], []
+    for prediction, query in zip(predictions, queries, strict=True):
+        right, by_letter = _right_choice(metric, query)
+        chosen.append(parse_choice(prediction, query.choices, letters_first=by_letter))
+        scores.append(float(chosen[-1] == right))
     categories = by_category(scores, [query.metadata.get(label, query.metadata.get("category")) for query in queries])
     details = {
         "unparsed": chosen.count(None) / len(chosen),
@@ -151,18 +155,28 @@ def _multiple_choice(metric: str, predictions: Sequence[str], queries: Sequence[
     return MetricResult("accuracy", mean(scores), tuple(scores), tuple(range(len(scores))), details, categories)
 
 
-def _right_choice(metric: str, query: Example) -> int:
+def _right_choice(metric: str, query: Example) -> tuple[int, bool]:
+    """Number of the right choice, and whether the reference names it by its letter (metadata ``letter`` settles doubts)."""
     reference = text_references(metric, query)[0]
-    folded = [fold(choice) for choice in query.choices]
-    number = _number(fold(reference), query.choices)
-    if number is None and folded.count(fold(reference)) == 1:
-        number = folded.index(fold(reference))
+    letter = str(query.metadata.get("letter", reference)).strip()
+    by_letter = letter == reference.strip() and _number(letter, query.choices) is not None
+    number = _number(letter, query.choices) if by_letter else _choice_text(reference, query.choices)
     if number is None:
         raise DataError(
-            f"{metric}: the reference {reference!r} of query {query.id!r} is none of its {len(folded)} choices",
-            remedy="give the right choice's letter or its exact text",
+            f"{metric}: the reference {reference!r} of query {query.id!r} is none of its {len(query.choices)} choices",
+            remedy="give the right choice's letter or its exact text, and choices that differ",
         )
-    return number
+    return number, by_letter
+
+
+def _letter_alone(text: str, choices: Sequence[str]) -> int | None:
+    alone = _ALONE.fullmatch(text)
+    return _number(alone[1], choices) if alone else None
+
+
+def _choice_text(text: str, choices: Sequence[str]) -> int | None:
+    folded = [fold(choice) for choice in choices]
+    return folded.index(fold(text)) if folded.count(fold(text)) == 1 else None
 
 
 def _number(letter: str, choices: Sequence[str]) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kshot.episode import Example
 from kshot.errors import DataError
@@ -86,14 +86,22 @@ def mentions(text: str, names: Iterable[str]) -> set[str]:
     "air stone" but not "stone". Returns the names as given.
     """
     plain = " ".join(text.casefold().split())
-    found: list[tuple[int, int, str]] = []
-    for name in names:
-        wanted = fold(name)
-        if wanted:
-            pattern = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)")
-            found += [(match.start(), match.end(), name) for match in pattern.finditer(plain)]
+    found = [(start, end, name) for name in names for start, end in _whole_words(fold(name), plain)]
     return {
         name
         for start, end, name in found
         if not any(s <= start and end <= e and e - s > end - start for s, e, _ in found)
     }
+
+
+def _whole_words(wanted: str, text: str) -> Iterator[tuple[int, int]]:
+    start = text.find(wanted) if wanted else -1
+    while start >= 0:
+        end = start + len(wanted)
+        if not (_is_word(text[start - 1 : start]) or _is_word(text[end : end + 1])):
+            yield start, end
+        start = text.find(wanted, start + 1)
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"

@@ -61,6 +61,7 @@ _WITH_APOSTROPHE = {
 } | {"somebody'd": "somebodyd"}
 
 
+@functools.lru_cache(maxsize=1 << 16)  # annotators repeat themselves
 def normalise_answer(text: str) -> str:
     """An answer as the VQA evaluation compares it (see the module). Idempotent for texts of at most 32 full stops."""
     text = _clean(text)
