@@ -1,0 +1,282 @@
+"""Fixed demonstrations are read once: the keys and values of a prompt's beginning, kept and shared by many queries.
+
+All queries with the same demonstrations begin with the same tokens and images. A causal decoder computes the same keys and
+values for them each time, so they are computed once (:func:`prefill`) and every batch of queries continues from there:
+:func:`continue_forward` gives the arguments of ``model(...)``, :func:`continue_generate` those of ``model.generate(...)``. The
+logits are those of the full prompt up to rounding.
+
+What must be right for that, and is easily wrong:
+
+- *positions*: queries are padded on the left, i.e. between prefix and query, so positions are always given explicitly;
+- *multimodal rotary positions* (Qwen-VL) advance by fewer steps than there are tokens in an image;
+- *masks by token type* (Gemma3 lets the tokens of an image see each other) are read by absolute place and must cover the prefix too;
+- *sliding windows* count places, not positions: padding between prefix and query would use up the window;
+- *cross attention* (Idefics) is not cached: the query needs the states of the images that it looks at, and only those.
+
+Where the beginning of a prompt does depend on what follows, nothing can be shared; :func:`unsupported` says so in words.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from kshot.models.memory import BudgetedCache, CacheStatistics, model_state, tensor_bytes
+
+GIBIBYTE = 1 << 30
+SHORTEST = 16
+"""Prefixes of fewer tokens are not worth keeping: reading them anew costs less than handling them."""
+
+TYPE_IDS = "token_type_ids"
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prompt's beginning as the decoder remembers it.
+
+    Attributes:
+        ids: its tokens, ``[1, P]``.
+        cache: keys and values for a batch of one; never changed, see :func:`expand`.
+        next_position: position of the token that follows.
+        positions: positions of its tokens, ``[1, P]``, or ``[3, 1, P]`` where positions are multimodal.
+        token_types: types of its tokens, ``[1, P]``, for models that mask by type.
+    """
+
+    ids: torch.Tensor
+    cache: Cache
+    next_position: int
+    positions: torch.Tensor
+    token_types: torch.Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of tokens P."""
+        return int(self.ids.shape[1])
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory."""
+        return tensor_bytes(tensor for layer in _layers(self.cache) for tensor in (layer.keys, layer.values))
+
+
+def unsupported(model: Any) -> str | None:
+    """Why the beginning of a prompt cannot be shared in this model, in words; ``None`` if it can."""
+    text = model.config.get_text_config()
+    if getattr(text, "cross_attention_layers", None):
+        return "text before an image can attend to it through cross-attention, so a prefix depends on what follows"
+    layers = getattr(model.get_decoder(), "layers", ())
+    if any(getattr(part, "is_causal", None) is False for layer in layers for part in layer.modules()):
+        return "the decoder reads the whole prompt in both directions (a prefix language model)"
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"the decoder has layers whose state cannot be shared ({', '.join(sorted(kinds))})"
+    return None
+
+
+def needs_equal_lengths(prefix: Prefix, longest: int) -> bool:
+    """Whether queries must be batched without padding, because padding would fall into a sliding window.
+
+    Args:
+        prefix: the prefix.
+        longest: most tokens that follow it (query, answer and padding).
+    """
+    windows = [layer.sliding_window for layer in _layers(prefix.cache) if getattr(layer, "is_sliding", False)]
+    return bool(windows) and prefix.length + longest > min(windows)
+
+
+def positions_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Positions of the tokens of a left-padded batch: ``[B, T]``, or ``[3, B, T]`` for multimodal rotary embeddings."""
+    mask = inputs["attention_mask"]
+    plain = (mask.cumsum(-1) - 1).clamp_min(0)
+    index = getattr(model.base_model, "get_rope_index", None)
+    if index is None:
+        return plain
+    if inputs.get("image_grid_thw") is None:
+        return plain[None].expand(3, -1, -1)
+    positions, _ = index(
+        inputs["input_ids"],
+        mm_token_type_ids=inputs["mm_token_type_ids"],
+        image_grid_thw=inputs["image_grid_thw"],
+        attention_mask=mask,
+    )
+    return positions
+
+
+@torch.no_grad()
+def prefill(model: Any, inputs: dict[str, Any]) -> Prefix:
+    """Read a prefix.
+
+    Args:
+        inputs: a batch of one as the model takes it, without padding.
+
+    Raises:
+        ValueError: the model keeps something else than keys and values per layer.
+    """
+    positions = positions_of(model, inputs)
+    output = model(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
+    cache = output.past_key_values
+    odd = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, DynamicLayer)}
+    if odd:
+        raise ValueError(f"cache layers of another kind: {', '.join(sorted(odd))}")
+    return Prefix(inputs["input_ids"], cache, int(positions.max()) + 1, positions, inputs.get(TYPE_IDS))
+
+
+def expand(cache: Cache, rows: int) -> Cache:
+    """A cache for ``rows`` sequences that all begin with a cached prefix; the original stays as it is.
+
+    Nothing is copied: the layers hold views with a stride of zero, and the first update, which concatenates, makes new tensors.
+    """
+    expanded = copy.copy(cache)
+    expanded.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in _layers(expanded):
+        layer.keys = layer.keys.expand(rows, -1, -1, -1)
+        layer.values = layer.values.expand(rows, -1, -1, -1)
+    return expanded
+
+
+def _layers(cache: Cache) -> list[Any]:
+    """The layers, known to be of the kind that :func:`prefill` lets through."""
+    return list(cache.layers)
+
+
+def continue_forward(model: Any, prefix: Prefix, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``model(...)`` for queries that follow a prefix.
+
+    Args:
+        inputs: the batch of queries alone as the model takes it, left-padded ``[B, T]``.
+    """
+    mask = inputs["attention_mask"]
+    rows = mask.shape[0]
+    arguments = {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
+    arguments |= {
+        "attention_mask": torch.cat([mask.new_ones(rows, prefix.length), mask], dim=1),
+        "position_ids": positions_of(model, inputs) + prefix.next_position,
+        "past_key_values": expand(prefix.cache, rows),
+        "use_cache": True,
+    }
+    if TYPE_IDS in inputs and prefix.token_types is not None:
+        arguments[TYPE_IDS] = torch.cat([prefix.token_types.expand(rows, -1), inputs[TYPE_IDS]], dim=1)
+    return arguments
+
+
+def continue_generate(
+    model: Any, prefix: Prefix, inputs: dict[str, Any], *, num_beams: int = 1, placeholder: int | None = None
+) -> dict[str, Any]:
+    """Arguments of ``model.generate(...)`` for queries that follow a prefix.
+
+    ``generate`` wants the ids of all tokens, cached or not; the generated ids begin at ``prefix.length + T``.
+
+    Args:
+        inputs: the batch of queries alone, left-padded ``[B, T]``.
+        num_beams: beams per query.
+        placeholder: id of the image token. The prefix must not show it: beam search counts the images of each row.
+    """
+    arguments = continue_forward(model, prefix, inputs)
+    rows = len(inputs["input_ids"])
+    seen = prefix.ids
+    if placeholder is not None:
+        others = seen[seen != placeholder]
+        seen = seen.masked_fill(seen == placeholder, int(others[0]) if len(others) else 0)
+    queried = arguments["position_ids"]
+    before = prefix.positions.expand(*queried.shape[:-1], -1)
+    positions = torch.cat([before, queried], dim=-1)
+    arguments |= {
+        "input_ids": torch.cat([seen.expand(rows, -1), inputs["input_ids"]], dim=1),
+        "position_ids": positions,
+        "past_key_values": expand(prefix.cache, rows * num_beams),
+    }
+    return arguments
+
+
+def shared_length(
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    image_tokens: Sequence[Sequence[int]],
+    placeholder: int | None,
+) -> tuple[int, int]:
+    """How many leading tokens, and how many images in them, a batch of prompts has in common.
+
+    The end never falls into an image: an image is shared as a whole or not at all.
+
+    Args:
+        prompts: token ids of each prompt.
+        limits: number of leading tokens of each prompt that may be shared (instruction and demonstrations).
+        image_tokens: for each prompt the number of placeholders of each of its images that are the same in all prompts, in order.
+        placeholder: id of the placeholder token; ``None`` if images leave no tokens in the prompt.
+
+    Returns:
+        The number of tokens (less than the shortest prompt) and the number of images.
+    """
+    first = prompts[0]
+    end = min((*limits, *(len(ids) - 1 for ids in prompts)))
+    for ids in prompts[1:]:
+        end = next((i for i, (a, b) in enumerate(zip(first[:end], ids, strict=False)) if a != b), end)
+    if placeholder is None:
+        return end, 0
+    images, counted, safe = 0, 0, 0
+    counts = list(image_tokens[0])
+    for position in range(end + 1):
+        # A cut before `position` is safe where all images that have begun are complete.
+        if counted == sum(counts[:images]):
+            safe = position
+        if position < end and first[position] == placeholder:
+            if counted == sum(counts[:images]):
+                if images == len(counts):
+                    break
+                images += 1
+            counted += 1
+    complete = 0
+    shown = sum(1 for token in first[:safe] if token == placeholder)
+    while complete < len(counts) and sum(counts[: complete + 1]) <= shown:
+        complete += 1
+    return safe, complete
+
+
+class PrefixCache:
+    """The prefixes read last, within a number of bytes.
+
+    Several fixed sets of demonstrations (or groups of queries that share theirs) are each read once as long as all fit.
+
+    Args:
+        model: the model; prefixes are forgotten when it changes (weights, adapters, hooks).
+        budget: bytes of keys and values to keep, on the model's device. A larger prefix is used for its batch and not kept.
+    """
+
+    def __init__(self, model: Any, *, budget: int = GIBIBYTE):
+        self.model = model
+        self._memory: BudgetedCache[Prefix] = BudgetedCache(budget)
+        self._state: int | None = None
+
+    @property
+    def statistics(self) -> CacheStatistics:
+        """Hits, misses and bytes so far."""
+        return self._memory.statistics
+
+    def refresh(self) -> None:
+        """Forget everything if the model has changed since the last call. Call it once per call of the model's user."""
+        state = model_state([self.model])
+        if state != self._state:
+            self._memory.clear()
+            self._state = state
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._memory
+
+    def get(self, key: Hashable, inputs: Callable[[], dict[str, Any]]) -> Prefix:
+        """The prefix with this key, from memory or read now.
+
+        Args:
+            key: token ids and the digests of the pictures in them.
+            inputs: makes the arguments of :func:`prefill`; called only when the prefix is not held.
+        """
+        found = self._memory.get(key)
+        if found is None:
+            self.statistics.misses += 1
+            found = prefill(self.model, inputs())
+            self._memory.put(key, found, found.size)
+        return found
