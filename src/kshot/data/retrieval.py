@@ -1,0 +1,340 @@
+"""Retrievers: which examples of the support set are shown with a query, and in which order.
+
+A retriever is one class with one method, :meth:`Retriever.pick`. Everything else is the same for all of them and stands here: never
+the query itself nor its image, only examples with an answer, as many as were asked for, the order, and clear errors. Those that go
+by similarity are in ``nearest``; :func:`kshot.data.demonstrations.choose` runs a retriever over a whole task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from itertools import islice
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+from tqdm import tqdm
+
+from kshot.data.duplicates import Contents
+from kshot.data.task import build
+from kshot.episode import Example
+from kshot.errors import OptionError
+from kshot.registry import Registry
+
+Order = Literal["given", "nearest_last", "nearest_first", "shuffled"]
+"""How the demonstrations are arranged: as the retriever gives them, the one nearest to the query last or first, or shuffled."""
+
+retrievers: Registry[Callable[..., Retriever]] = Registry(
+    "retriever", "kshot.retrievers", ("kshot.data.retrieval", "kshot.data.nearest")
+)
+
+
+class Candidates:
+    """The examples of a support set that may be shown with a query; says why the others may not.
+
+    Nothing is looked at before it is asked about, so that a support set of any size costs the same.
+
+    Attributes:
+        unanswered: ids of the examples that were passed over because they have no answer.
+        clashes: ids of those that are the query or show its image.
+    """
+
+    def __init__(self, query: Example, pool: Sequence[Example], contents: Contents):
+        self.query, self.pool, self._contents = query, pool, contents
+        self.unanswered: set[str] = set()
+        self.clashes: set[str] = set()
+
+    def allows(self, index: int) -> bool:
+        """Whether the example at a place of the support set may be shown."""
+        example = self.pool[index]
+        if example.answer is None:
+            self.unanswered.add(example.id)
+        elif example.id == self.query.id or self._contents.overlap(example.images, self.query.images):
+            self.clashes.add(example.id)
+        else:
+            return True
+        return False
+
+    def among(self, indices: Iterator[int]) -> Iterator[int]:
+        """Those that may be shown, lazily and in the same order."""
+        return (index for index in indices if self.allows(index))
+
+    def too_few(self, shots: int, found: int) -> OptionError:
+        """The error for a support set that is large enough but holds too few examples that may be shown."""
+        reasons = [
+            f"{len(ids)} {reason}"
+            for ids, reason in (
+                (self.unanswered, "without answer"),
+                (self.clashes, "the query itself or with its image"),
+            )
+            if ids
+        ]
+        return OptionError(
+            f"{shots} shots, but only {found} of the {len(self.pool)} examples of the support set can be shown with query "
+            f"{self.query.id!r} ({', '.join(reasons) or 'the others are excluded'})"
+        )
+
+
+class Retriever(ABC):
+    """Base of all retrievers.
+
+    Class attributes:
+        name: as registered.
+        default_order: the order used unless the user names another.
+        ranks: whether :meth:`pick` gives the nearest example first, so that orders by nearness make sense.
+        same_for_all: whether all queries that share a support set get the same demonstrations (their prefix can then be encoded
+            once).
+
+    Args:
+        order: see :data:`Order`; default: the class's ``default_order``.
+
+    Attributes:
+        unanswered: ids of all examples passed over so far because they have no answer.
+        clashes: number of times an example was passed over because it is the query or shows its image.
+    """
+
+    name: ClassVar[str]
+    default_order: ClassVar[Order] = "given"
+    ranks: ClassVar[bool] = False
+    same_for_all: ClassVar[bool] = False
+
+    def __init__(self, *, order: Order | None = None):
+        self.order = self._checked(order)
+        self.contents = Contents()
+        self.unanswered: set[str] = set()
+        self.clashes = 0
+
+    @abstractmethod
+    def pick(self, candidates: Candidates, shots: int, rng: np.random.Generator) -> list[int]:
+        """Places in ``candidates.pool`` of the examples to show: ``shots`` of them, or fewer if there are no more.
+
+        Only places that ``candidates`` allows, each at most once; the nearest first if the class :attr:`ranks`.
+        """
+
+    def choose(self, query: Example, pool: Sequence[Example], shots: int, rng: np.random.Generator) -> list[int]:
+        """Choose the demonstrations of one query.
+
+        Args:
+            query: the example to answer.
+            pool: its support set.
+            shots: number of demonstrations.
+            rng: the only source of randomness; see :meth:`generator`.
+
+        Returns:
+            Places in the pool, in the order in which the examples are shown.
+
+        Raises:
+            OptionError: ``shots`` is negative or more than the support set can give; a class is empty.
+        """
+        check_shots(shots, pool)
+        if shots == 0:
+            return []
+        # Drawn first: what pick() draws depends on clashes, and one clash should not rearrange everything else.
+        places = rng.permutation(shots) if self.order == "shuffled" else np.arange(shots)
+        candidates = Candidates(query, pool, self.contents)
+        picked = self.pick(candidates, shots, rng)
+        self.unanswered |= candidates.unanswered
+        self.clashes += len(candidates.clashes)
+        if len(picked) < shots:
+            raise candidates.too_few(shots, len(picked))
+        if self.order == "nearest_last":
+            picked.reverse()
+        return [picked[place] for place in places]
+
+    def prepare(self, pool: Sequence[Example], queries: Sequence[Example], shots: int) -> None:  # noqa: B027 - most need none
+        """Called once before the queries of a shared support set; does in batches what would be slow one by one.
+
+        Changes nothing about what is chosen.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most need none
+        """Called after the last query; writes what should be kept."""
+
+    def generator(self, seed: int, shots: int, query: Example) -> np.random.Generator:
+        """The random generator of a query: it depends on these three and on nothing else."""
+        return generator(seed, shots, "" if self.same_for_all else query.id)
+
+    def with_order(self, order: Order | None) -> Retriever:
+        """This retriever with another order; ``None`` = as it is."""
+        if order is None or order == self.order:
+            return self
+        other = copy(self)
+        other.order = self._checked(order)
+        other.unanswered, other.clashes = set(), 0
+        return other
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies the retriever in a file of choices; JSON-serialisable."""
+        return {"retriever": self.name, "order": self.order}
+
+    def _checked(self, order: Order | None) -> Order:
+        if order is None:
+            return self.default_order
+        if order not in get_args(Order):
+            raise OptionError(f"order={order!r}: must be one of {', '.join(get_args(Order))}")
+        if order.startswith("nearest") and not self.ranks:
+            raise OptionError(
+                f"order={order!r}: retriever {self.name!r} knows nothing about nearness (use 'given' or 'shuffled')"
+            )
+        return order
+
+
+@retrievers.register("random")
+class Random(Retriever):
+    """Each query its own examples, drawn at random without replacement."""
+
+    name = "random"
+
+    def pick(self, candidates: Candidates, shots: int, rng: np.random.Generator) -> list[int]:
+        return list(islice(candidates.among(random_order(len(candidates.pool), rng)), shots))
+
+
+@retrievers.register("fixed")
+class Fixed(Retriever):
+    """The same examples, drawn at random, for all queries.
+
+    Where one of them clashes with a query, this query gets another in its place; the others stay.
+    """
+
+    name = "fixed"
+    same_for_all = True
+
+    def pick(self, candidates: Candidates, shots: int, rng: np.random.Generator) -> list[int]:
+        order = random_order(len(candidates.pool), rng)
+        first = list(islice(order, shots))
+        reserve = candidates.among(order)
+        chosen = [index if candidates.allows(index) else next(reserve, None) for index in first]
+        return [index for index in chosen if index is not None]
+
+
+@retrievers.register("balanced")
+class Balanced(Retriever):
+    """The same number of examples of each class, drawn at random; classes differ by at most one unless some run out.
+
+    The class of an example is its answer, or ``metadata["class"]`` if the answer is a picture. The classes are those of the support
+    set, or the query's choices where the whole episode offers the same ones.
+
+    Args:
+        classes: the classes, if they are to be checked against a list.
+        order: see :class:`Retriever`; ``given`` shows one of each class, then again one of each.
+    """
+
+    name = "balanced"
+    default_order = "shuffled"
+
+    def __init__(self, *, order: Order | None = None, classes: Sequence[str] | None = None):
+        super().__init__(order=order)
+        self.classes = tuple(classes) if classes is not None else None
+        self._grouped: tuple[Sequence[Example], dict[str, list[int]]] | None = None
+
+    def pick(self, candidates: Candidates, shots: int, rng: np.random.Generator) -> list[int]:
+        groups = self._groups(candidates)
+        walks = {name: candidates.among(_walk(members, rng)) for name, members in groups.items()}
+        chosen: list[int] = []
+        live = list(walks)
+        while live and len(chosen) < shots:
+            first_round = not chosen
+            for name in [live[i] for i in rng.permutation(len(live))]:
+                if len(chosen) == shots:
+                    break
+                index = next(walks[name], None)
+                if index is not None:
+                    chosen.append(index)
+                    continue
+                if first_round and shots >= len(walks):
+                    raise OptionError(
+                        f"class {name!r} has no example that can be shown with query {candidates.query.id!r}"
+                    )
+                live.remove(name)
+        return chosen
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | ({"classes": list(self.classes)} if self.classes is not None else {})
+
+    def _groups(self, candidates: Candidates) -> dict[str, list[int]]:
+        query, pool = candidates.query, candidates.pool
+        if self._grouped is None or self._grouped[0] is not pool:
+            self._grouped = (pool, self._by_class(pool))
+        groups = self._grouped[1]
+        wanted = self.classes
+        if wanted is None and query.choices and set(query.choices) == set(pool[0].choices):
+            wanted = query.choices
+        if wanted is None:
+            return groups
+        for name in wanted:
+            if name not in groups:
+                raise OptionError(
+                    f"class {name!r} is empty: the support set of query {query.id!r} has no example of it"
+                )
+        return {name: groups[name] for name in wanted}
+
+    def _by_class(self, pool: Sequence[Example]) -> dict[str, list[int]]:
+        groups: dict[str, list[int]] = {}
+        silent = len(pool) < 50_000 or None  # None: silent unless on a terminal
+        for index, example in enumerate(tqdm(pool, "classes of the support set", leave=False, disable=silent)):
+            if example.answer is None:
+                self.unanswered.add(example.id)
+                continue
+            name = example.answer if isinstance(example.answer, str) else example.metadata.get("class")
+            if name is None:
+                raise OptionError(
+                    f"balanced: example {example.id!r} is answered by a picture and has no metadata['class'] "
+                    "(use another retriever)"
+                )
+            groups.setdefault(str(name), []).append(index)
+        return groups
+
+
+def generator(*parts: int | str) -> np.random.Generator:
+    """A random generator that depends on the parts and on nothing else."""
+    key = hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(key, "big"))
+
+
+def random_order(size: int, rng: np.random.Generator) -> Iterator[int]:
+    """A random permutation of ``range(size)``, drawn lazily: its first k items take O(k) time and memory, whatever the size."""
+    moved: dict[int, int] = {}  # Fisher-Yates; places that are not in here still hold their own number
+    for place in range(size):
+        other = int(rng.integers(place, size))
+        held = moved.pop(place, place)
+        if other == place:
+            yield held
+        else:
+            drawn, moved[other] = moved.get(other, other), held
+            yield drawn
+
+
+def check_shots(shots: int, pool: Sequence[Example]) -> None:
+    """Raises an :class:`OptionError` if there are fewer examples than shots, or fewer than no shots."""
+    if shots < 0:
+        raise OptionError(f"the number of shots cannot be negative: {shots}")
+    if shots > len(pool):
+        raise OptionError(f"{shots} shots, but the support set holds only {len(pool)} examples")
+
+
+def load_retriever(name: str | Retriever, order: Order | None = None, **options: Any) -> Retriever:
+    """A retriever by its registered name, e.g. ``load_retriever("nearest_image", embedder="openai/clip-vit-large-patch14")``.
+
+    Args:
+        name: registered name; a :class:`Retriever` is returned as it is, but for the order.
+        order: see :data:`Order`; ``None`` = the retriever's own.
+        options: the retriever's other arguments.
+
+    Raises:
+        UnknownName: no such retriever.
+        OptionError: it has no such option, or the order makes no sense for it.
+    """
+    if isinstance(name, Retriever):
+        if options:
+            raise OptionError(
+                f"retriever {name.name!r} is made already; it cannot take the options {', '.join(options)}"
+            )
+        return name.with_order(order)
+    retriever: Retriever = build("retriever", retrievers, name, {"order": order, **options})
+    return retriever
+
+
+def _walk(members: Sequence[int], rng: np.random.Generator) -> Iterator[int]:
+    return (members[place] for place in random_order(len(members), rng))
