@@ -1,0 +1,135 @@
+"""Answering one step of a cell: episodes in, rows of the prediction file out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from kshot.data.task import Task
+from kshot.episode import Episode
+from kshot.errors import BadImage, OptionError
+from kshot.evaluation.runs import Rows
+from kshot.models.base import Model, PromptStyle
+from kshot.prompt import Template
+
+T = TypeVar("T")
+Scoring = Literal["generate", "likelihood"]
+OnBadImage = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How a model is asked; the fields are arguments of :func:`kshot.evaluate`."""
+
+    model: Model
+    task: Task
+    scoring: Scoring = "generate"
+    normalize: bool = False
+    style: PromptStyle = "auto"
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    max_new_tokens: int = 10
+    batch_size: int | None = None
+    on_bad_image: OnBadImage = "error"
+
+    def rows(self, episodes: Sequence[Episode]) -> Rows:
+        """One row an episode, in order.
+
+        Raises:
+            BadImage: an image cannot be decoded and bad images are errors.
+        """
+        ask = self._generate if self.scoring == "generate" else self._choose
+        answers, reasons = _leaving_out_bad_images(ask, episodes, self.on_bad_image)
+        return [
+            _row(episode, answer, reason) for episode, answer, reason in zip(episodes, answers, reasons, strict=True)
+        ]
+
+    @property
+    def template(self) -> Template:
+        """The task's template."""
+        return self.task.template
+
+    def _generate(self, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+        texts = self.model.answer(
+            episodes,
+            template=self.template,
+            style=self.style,
+            max_new_tokens=self.max_new_tokens,
+            stop=self.task.stop,
+            num_beams=self.num_beams,
+            length_penalty=self.length_penalty,
+            batch_size=self.batch_size,
+        )
+        return [{"prediction": self.task.parse(text), "raw": text} for text in texts]
+
+    def _choose(self, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+        candidates = [self.task.candidates(episode.query) for episode in episodes]
+        for episode, offered in zip(episodes, candidates, strict=True):
+            if not offered:
+                raise OptionError(
+                    f"likelihood scoring: task {self.task.name!r} has neither labels nor, for query {episode.query.id!r}, "
+                    "choices (use scoring='generate')"
+                )
+        same = all(offered == candidates[0] for offered in candidates)
+        scores = self.model.score(
+            episodes,
+            candidates[0] if same else candidates,
+            template=self.template,
+            style=self.style,
+            batch_size=self.batch_size,
+            normalize=self.normalize,
+        )
+        chosen = [max(range(len(row)), key=row.__getitem__) for row in scores]
+        return [
+            {"prediction": offered[best], "raw": offered[best], "log_probability": row[best]}
+            for offered, row, best in zip(candidates, scores, chosen, strict=True)
+        ]
+
+
+def candidate_set(task: Task, queries: Sequence[Any]) -> str:
+    """What likelihood scoring chooses from, in words."""
+    if task.labels:
+        return f"all {len(task.labels)} labels of the task"
+    sizes = sorted({len(task.candidates(query)) for query in queries})
+    number = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    return f"the {number} choices that each query itself offers"
+
+
+def _leaving_out_bad_images(
+    ask: Callable[[Sequence[Episode]], list[T]], episodes: Sequence[Episode], on_bad_image: OnBadImage
+) -> tuple[list[T | None], list[str | None]]:
+    """Ask about all episodes; if an image is bad, find those it is in and ask about the others.
+
+    Images are tried one by one only after something went wrong, so that good data are decoded once.
+    """
+    try:
+        return list(ask(episodes)), [None] * len(episodes)
+    except BadImage:
+        if on_bad_image == "error":
+            raise
+    reasons = [_bad_image(episode) for episode in episodes]
+    good = [episode for episode, reason in zip(episodes, reasons, strict=True) if reason is None]
+    if len(good) == len(episodes):
+        raise OptionError("the model refused an image that can be decoded; it cannot be skipped")
+    answers = iter(ask(good) if good else [])
+    return [None if reason else next(answers) for reason in reasons], reasons
+
+
+def _bad_image(episode: Episode) -> str | None:
+    """Why an episode cannot be shown, or ``None``."""
+    for example in (*episode.demonstrations, episode.query):
+        for picture in example.images:
+            try:
+                picture.load()
+            except BadImage as error:
+                whose = "" if example is episode.query else f"demonstration {example.id!r}: "
+                return f"{whose}{error}"
+    return None
+
+
+def _row(episode: Episode, answer: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": episode.query.id}
+    row |= {"skipped": reason} if answer is None else answer
+    references = [r if isinstance(r, str) else f"picture {r.digest}" for r in episode.query.references]
+    return row | {"references": references, "demonstrations": [example.id for example in episode.demonstrations]}

@@ -1,0 +1,108 @@
+"""``kshot tasks``: what there is to evaluate, and the options each part takes."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kshot.data.retrieval import retrievers
+from kshot.data.task import tasks
+from kshot.errors import UnknownName
+from kshot.evaluation.controls import controls
+from kshot.metrics.base import metrics
+from kshot.registry import Registry
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+REGISTRIES: dict[str, Registry[Any]] = {"task": tasks, "retriever": retrievers, "metric": metrics, "control": controls}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A registered part: its kind, name, first line of its description, and its options as ``name -> (default, meaning)``."""
+
+    kind: str
+    name: str
+    summary: str
+    options: dict[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Parts, for printing: with one line each, or with their options."""
+
+    parts: tuple[Part, ...]
+    detailed: bool
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+
+        tables: list[Any] = []
+        for part in self.parts if self.detailed else ():
+            table = Table(
+                "option", "default", "meaning", title=f"{part.kind} {part.name}: {part.summary}", title_justify="left"
+            )
+            for option, (default, meaning) in part.options.items():
+                table.add_row(f"--{option.replace('_', '-')}", default, meaning)
+            tables.append(table if part.options else f"{part.kind} {part.name}: {part.summary} (no options)")
+        if not self.detailed:
+            for kind in REGISTRIES:
+                table = Table(f"{kind}s", "", show_edge=False, pad_edge=False, title_justify="left")
+                for part in self.parts:
+                    if part.kind == kind:
+                        table.add_row(part.name, part.summary)
+                tables += [table, ""]
+            tables.append("kshot tasks NAME lists the options of one of them")
+        return Group(*tables)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{part.kind} {part.name}: {part.summary}" for part in self.parts)
+
+
+def describe_parts(names: Sequence[str] = ()) -> Listing:
+    """List all tasks, retrievers, metrics and controls, or the options of some of them.
+
+    Args:
+        names: parts whose options are listed.
+
+    Raises:
+        UnknownName: there is no part of that name.
+    """
+    every = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry]
+    if names:
+        for name in names:
+            if not any(name == known for _, known in every):
+                raise UnknownName("part", name, {known for _, known in every})
+        every = [(kind, name) for kind, name in every if name in names]
+    return Listing(tuple(_part(kind, name) for kind, name in every), bool(names))
+
+
+def _part(kind: str, name: str) -> Part:
+    part = REGISTRIES[kind].get(name)
+    if kind == "control":
+        return Part(kind, name, part.meaning, {})
+    lines = (inspect.getdoc(part) or name).split("\n\n")[0]
+    options = options_of(part) if kind != "metric" else {}
+    return Part(kind, name, _plain(lines), options)
+
+
+def options_of(part: Callable[..., Any]) -> dict[str, tuple[str, str]]:
+    """The options a part takes: ``name -> (default, what its docstring says)``."""
+    from docstring_parser import parse
+
+    said = {p.arg_name: _plain(p.description or "") for p in parse(inspect.getdoc(part) or "").params}
+    return {
+        name: ("(needed)" if p.default is p.empty else str(p.default), said.get(name, ""))
+        for name, p in inspect.signature(part).parameters.items()
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    }
+
+
+def _plain(text: str) -> str:
+    """A docstring's text without its markup."""
+    return " ".join(re.sub(r":\w+:`~?([^`]*)`|`+([^`]*)`+", lambda m: m[1] or m[2] or "", text).split())

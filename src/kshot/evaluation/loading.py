@@ -1,0 +1,30 @@
+"""Models by name or as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, overload
+
+from kshot.errors import OptionError
+from kshot.models.base import Model
+
+
+@overload
+def load_any(model: str | Model, options: Mapping[str, Any] | None = None) -> Model: ...
+@overload
+def load_any(model: None, options: Mapping[str, Any] | None = None) -> None: ...
+@overload
+def load_any(model: str | Model | None, options: Mapping[str, Any] | None = None) -> Model | None: ...
+def load_any(model: str | Model | None, options: Mapping[str, Any] | None = None) -> Model | None:
+    """A model by its name, folder or hub id; a loaded one (or none) is returned as it is.
+
+    Raises:
+        OptionError: options were given for a model that is already loaded.
+    """
+    if isinstance(model, str):
+        from kshot.models import load_model
+
+        return load_model(model, **(options or {}))
+    if options:
+        raise OptionError("model_options apply only to a model that is given by name")
+    return model

@@ -1,0 +1,39 @@
+"""Options that may be given as a value, a list, or (on the command line) as text with commas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from kshot.errors import OptionError
+
+
+def names_of(value: str | Sequence[str], what: str) -> tuple[str, ...]:
+    """``"a,b"``, ``["a", "b"]`` or ``"a"`` as a tuple of names, without repetitions.
+
+    Raises:
+        OptionError: an item is no name.
+    """
+    items: Iterable[str] = value.split(",") if isinstance(value, str) else value
+    names = [item.strip() if isinstance(item, str) else item for item in items]
+    for name in names:
+        if not isinstance(name, str):
+            raise OptionError(f"{name!r} is no {what}")
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def numbers_of(value: int | str | Sequence[int], what: str) -> tuple[int, ...]:
+    """``"0,1,4"``, ``[0, 1, 4]`` or ``4`` as a tuple of whole numbers, sorted, without repetitions.
+
+    Raises:
+        OptionError: an item is no whole number, or negative, or there are none.
+    """
+    items: Iterable[int | str] = (
+        value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
+    )
+    try:
+        numbers = sorted({int(item) for item in items if not (isinstance(item, str) and not item.strip())})
+    except (TypeError, ValueError):
+        raise OptionError(f"{what}: {value!r} is not a list of whole numbers such as 0,1,4,8") from None
+    if not numbers or numbers[0] < 0:
+        raise OptionError(f"{what}: {value!r} must be one or more numbers, none of them negative")
+    return tuple(numbers)
