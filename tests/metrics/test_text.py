@@ -75,7 +75,9 @@ def test_judging_by_hand(prediction, right, other, outcome):
     assert judge_names(prediction, [right], [right, other]) == outcome
 
 
-names = st.lists(st.text("abc ", min_size=1, max_size=6).map(str.strip).filter(bool), min_size=2, max_size=5, unique_by=fold)
+names = st.lists(
+    st.text("abc ", min_size=1, max_size=6).map(str.strip).filter(bool), min_size=2, max_size=5, unique_by=fold
+)
 
 
 @given(names, st.data())

@@ -17,7 +17,9 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 
 _ALONE = re.compile(r"[(\[\"'*]*([A-Za-z])[)\]\"'*.:,]*")
 _FIRST = re.compile(r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])[).:])(?=\s)")
-_STATED = re.compile(r"(?i:\banswer\b(?:\s+is\b)?|\b(?:option|choice)\b)\s*:?\s*(?:[(\[\"'*]+([A-Za-z])[)\]\"'*]|([A-Z])\b)")
+_STATED = re.compile(
+    r"(?i:\banswer\b(?:\s+is\b)?|\b(?:option|choice)\b)\s*:?\s*(?:[(\[\"'*]+([A-Za-z])[)\]\"'*]|([A-Z])\b)"
+)
 
 
 def parse_yes_no(text: str) -> str:

@@ -96,12 +96,16 @@ _TWO_WORDS = {
     "'tis": "'t is", "'twas": "'t was",
 }  # fmt: skip
 # Words that keep their full stop; the program's list, found by asking it about some 200 candidates.
-_ABBREVIATIONS = """
+_ABBREVIATIONS = r"""
     mr mrs ms messrs mme mlle dr drs prof jr sr esq gen lt col cmdr capt sgt cpl pvt adm maj brig rev hon gov sen rep pres
     supt insp det st ste mt ft ave blvd rd sq ct bldg dept univ co cos inc ltd corp bros assn assoc intl natl plc pty mfg adj
-    etc vs v est cf al tel ext p ph md wm jos alex jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs
+    ph\.d etc vs v est cf al tel ext p ph md wm jos alex jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs
     fri ala ariz calif colo conn fla ga ind kan kans ky mich minn mo mont neb nev okla penn tenn va vt wis wisc wyo
 """
+_CAPITAL_ABBREVIATIONS = (
+    "Miss|Ill|Wash|Mass|Del|Ark|Ore|Pa|Tex|La|Dak"  # with a small letter they are words of their own
+)
+_SENTENCE_STARTS = "A|An|At|But|He|In|It|She|So|That|The|There|They|This|We|You"
 _TOKEN = re.compile(
     rf"""
       (?P<url> https?://[^\s"<>()]*[^\s"<>().,!?;:'-] | www\.[^\s"<>()]*[^\s"<>().,!?;:'-] )
@@ -109,13 +113,16 @@ _TOKEN = re.compile(
     | (?P<tag> </?[a-z!][^<>]*> )
     | (?P<smiley> (?<!\w)[:;=]-?(?:[()]|[dp](?!\w)) )
     | (?P<handle> (?<!\w)@[a-z]\w* | \#[a-z]\w* )
-    | (?P<abbreviation> (?<![\w'])(?:{"|".join(sorted(_ABBREVIATIONS.split(), key=len, reverse=True))})\.(?!\w) )
+    | (?P<abbreviation> (?<![\w'])(?:{"|".join(sorted(_ABBREVIATIONS.split(), key=len, reverse=True))})\.(?!\w)
+        | (?-i: (?<![\w'])(?:{_CAPITAL_ABBREVIATIONS})\. ) )
+    | (?P<company> (?-i: [A-Z]+(?:&[A-Z]+)+ ) )
+    | (?P<ends_sentence> (?-i: (?<![\w'.])[A-Z](?=\.\ (?:{_SENTENCE_STARTS})\b) ) )
     | (?P<acronym> (?<![\w'])[a-z](?:\.[a-z])*\.(?!\w) | (?<=\d)[ap]\.m\. )
     | (?P<number_before> (?<!\w)no\.(?=\s?\d) | (?<!\w)fig\.(?=\s?\d) )
     | (?P<decade> '\d\ds?(?![\w"]) )
     | (?P<two> (?<![\w'])(?:cannot|gonna|gotta|wanna|gimme|lemme|'tis|'twas)(?![\w-]) )
-    | (?P<apostrophe> (?<!\w)(?: 'n' | '(?:em|till?|cause)(?!\w) | (?:ol|y)'(?=[a-z\s]) | ma'am | c'mon | s'mores | hallowe'en
-        | ne'er | e'er | o'er | [dlo]'(?!(?:re|ve|ll)(?!\w))[a-z][a-z]+ ) )
+    | (?P<apostrophe> 'n' | (?<!\w)(?: '(?:em|till?|cause)(?!\w) | (?:ol|y)'(?=[a-z\s]) | ma'am | c'mon | s'mores | hallowe'en
+        | ne'er | e'er | o'er | [dlo]'(?!(?:re|ve|ll)(?!\w))[a-z][a-z]+ | (?-i:[A-HJ-XZ])'[a-z][a-z]+ ) )
     | (?P<clitic> '(?:s|m|d|n|re|ve|ll)(?!\w) | n't(?!\w) )
     | (?P<negated> [^\W\d_]+?(?=n't(?!\w)) )
     | (?P<programming> (?<!\w)(?:c\+\+|[cf]\#) )
@@ -129,22 +136,22 @@ _TOKEN = re.compile(
     | (?P<dropped> ["`'.?!,:;-] )
     | (?P<other> \S )
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.IGNORECASE,  # small letters, save where a rule goes by capitals
 )
 
 
 def python_tokens(line: str) -> list[str]:
     """Lower-case Penn Treebank tokens of one line, with most tokens of :data:`PUNCTUATION` already left out.
 
-    Differs from the Java program in rare cases only: telephone numbers, internet addresses without a scheme, an initial before
-    a sentence's first word ("vitamin C. The ..."), and scripts without spaces.
+    Differs from the Java program in rare cases only, such as telephone numbers, internet addresses without a scheme, unusual smileys
+    and scripts without spaces.
     """
-    text = line.translate(_TYPOGRAPHY).lower()
+    text = line.translate(_TYPOGRAPHY)
     for entity, character in _ENTITIES.items():
         text = text.replace(entity, character)
     tokens: list[str] = []
     for match in _TOKEN.finditer(text):
-        kind, token = match.lastgroup, match[0]
+        kind, token = match.lastgroup, match[0].lower()
         if kind == "dropped" or (kind == "other" and (token > "\uffff" or unicodedata.category(token) in ("Cf", "Mn"))):
             continue  # emoji and marks that the program cannot read are left out
         if kind == "two":
