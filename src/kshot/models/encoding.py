@@ -1,0 +1,211 @@
+"""From prompts to the inputs of a model.
+
+:class:`Encoder` turns a :class:`~kshot.prompt.Prompt` into token ids that know what they are, and a batch of them into the tensors
+that the model takes. The ids equal those that the processor gives for the whole prompt, but each image is only looked at for
+its size until its pixels are needed, and where demonstration, query and answer lie is known by construction.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from kshot.errors import ModelError
+from kshot.models.dialects import dialect_of
+from kshot.models.memory import BudgetedCache
+from kshot.picture import DrawnPicture, Picture
+from kshot.prompt import Prompt, Segment, TokenizedPrompt, tokenize
+
+DECODED_BYTES = 256 * 2**20
+"""Memory for decoded images that are waiting to be batched."""
+SIZES_KEPT = 8192
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as a model takes it, images still undecoded.
+
+    Attributes:
+        tokens: ids and spans.
+        pictures: the images in order.
+        prefix_pictures: how many of them belong to instruction and demonstrations.
+    """
+
+    tokens: TokenizedPrompt
+    pictures: tuple[Picture, ...]
+    prefix_pictures: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class Encoder:
+    """Encodes prompts for one model.
+
+    Args:
+        model: a transformers model of images and text.
+        processor: its processor.
+
+    Attributes:
+        image_token: what stands for an image in chat templates.
+        reserved: strings that mean something to the tokenizer, to be broken up where data contain them.
+
+    Raises:
+        ModelError: the processor writes images in an unknown way.
+    """
+
+    def __init__(self, model: Any, processor: Any):
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.dialect = dialect_of(processor)
+        self.image_token = self.dialect.image_token
+        self.reserved = _reserved(processor)
+        self.accepted = frozenset(inspect.signature(model.forward).parameters)
+        self.first_position = _first_position(model) if "position_ids" in self.accepted else None
+        pad = self.tokenizer.pad_token_id
+        self.pad_id: int = pad if pad is not None else (self.tokenizer.eos_token_id or 0)
+        self._images: BudgetedCache[Image.Image] = BudgetedCache(DECODED_BYTES)
+        self._expansions: dict[tuple[int, int], str] = {}
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Token ids and spans of a prompt.
+
+        Raises:
+            BadImage: an image cannot be decoded.
+        """
+        arranged = self.dialect.arrange(prompt)
+        pictures = arranged.pictures
+        expansions = self.dialect.fit(arranged, [self._expansion(picture) for picture in pictures])
+        begin = arranged.segments[0].text if arranged.segments else ""
+        tokens = tokenize(
+            arranged,
+            self.tokenizer,
+            expansions,
+            add_special_tokens=self.dialect.adds_special_tokens(arranged, begin),
+        )
+        before = sum(s.picture is not None for s in arranged.segments[: arranged.prefix_segments])
+        return EncodedPrompt(tokens, pictures, before)
+
+    def collate(self, batch: Sequence[EncodedPrompt], *, pixels: bool = True) -> dict[str, torch.Tensor]:
+        """Inputs of the model's ``forward`` for a batch: left-padded, on the CPU.
+
+        Args:
+            batch: encoded prompts.
+            pixels: whether to decode the images; without, the caller adds what the vision tower would have given.
+
+        Returns:
+            ``input_ids``, ``attention_mask``, ``position_ids`` (where the model has one position a token) [batch, tokens] and
+            whatever else the model takes.
+        """
+        ids, mask = self.pad([encoded.tokens.ids for encoded in batch])
+        counts = [len(encoded.pictures) for encoded in batch]
+        images = self.pixels([encoded.pictures for encoded in batch]) if pixels and any(counts) else {}
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if self.first_position is not None:
+            # Explicit, because forward would count the padding (generate would not), and rotary queries would differ.
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0) + self.first_position * mask
+        if self.dialect.takes_suffix:
+            rows = [[int(spoken) for spoken in _in_answer(encoded.tokens)] for encoded in batch]
+            inputs["token_type_ids"] = self.pad(rows, 0)[0]
+        inputs |= images | self.dialect.masks(ids, counts, images)
+        return {name: value for name, value in inputs.items() if name in self.accepted}
+
+    def pixels(self, pictures: Sequence[Sequence[Picture]]) -> dict[str, Any]:
+        """What the image processor gives for the pictures of each prompt of a batch (not only what the model takes).
+
+        Raises:
+            BadImage: an image cannot be decoded.
+        """
+        return self.dialect.pixels([[self._image(picture) for picture in row] for row in pictures])
+
+    def pad(self, rows: Sequence[Sequence[int]], fill: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of numbers as one tensor, padded on the left, and its mask (1 = not padding)."""
+        longest = max(len(row) for row in rows)
+        values = torch.full((len(rows), longest), self.pad_id if fill is None else fill, dtype=torch.long)
+        mask = torch.zeros((len(rows), longest), dtype=torch.long)
+        for number, row in enumerate(rows):
+            if row:
+                values[number, -len(row) :] = torch.tensor(row)
+                mask[number, -len(row) :] = 1
+        return values, mask
+
+    def check(self) -> None:
+        """Compare with the processor's own encoding of a small prompt with images apart and side by side.
+
+        Raises:
+            ModelError: they differ; the model cannot be used with this version of transformers.
+        """
+        pictures = [
+            DrawnPicture(lambda i=i: Image.new("RGB", (48 + 8 * i, 40), (90 * i, 30, 60)), f"probe {i}")
+            for i in range(3)
+        ]  # type: ignore[misc]
+        pieces: list[str | Picture] = [pictures[0], "One red.\n", pictures[1], pictures[2], "two"]
+        segments = [
+            Segment(piece, role="query") if isinstance(piece, str) else Segment("", piece, "query") for piece in pieces
+        ]
+        prompt = Prompt(tuple(segments), "plain", 0)
+        try:
+            expected = self.dialect.reference(prompt, [picture.load() for picture in pictures])["input_ids"][0].tolist()
+            found = list(self.encode(prompt).tokens.ids)
+        except Exception as error:
+            raise ModelError(
+                f"{type(self.processor).__name__} cannot encode a prompt with several images: {error}"
+            ) from error
+        if found != expected:
+            raise ModelError(
+                f"{type(self.processor).__name__} writes prompts with several images in a way that is not known here: "
+                f"{len(expected)} tokens where {len(found)} were expected"
+            )
+
+    def _image(self, picture: Picture) -> Image.Image:
+        image = self._images.get(picture)
+        if image is None:
+            image = picture.load()
+            self._images.put(picture, image, 3 * image.width * image.height)
+        return image
+
+    def _expansion(self, picture: Picture) -> str:
+        image = self._image(picture)
+        text = self._expansions.get(image.size)
+        if text is None:
+            text = self.dialect.expansion(image)
+            if len(self._expansions) >= SIZES_KEPT:
+                self._expansions.clear()
+            self._expansions[image.size] = text
+        return text
+
+
+def _in_answer(tokens: TokenizedPrompt) -> list[bool]:
+    """True from the first token of the query's answer on."""
+    span = tokens.span("answer")
+    start = span[0] if span else len(tokens)
+    return [position >= start for position in range(len(tokens))]
+
+
+def _first_position(model: Any) -> int | None:
+    """The position of a prompt's first token (0 or 1), or ``None`` if the model makes positions of its own (several axes)."""
+    if hasattr(getattr(model, "base_model", model), "get_rope_index"):
+        return None
+    one = torch.ones((1, 1), dtype=torch.long)
+    prepared = model.prepare_inputs_for_generation(
+        one, attention_mask=one, position_ids=one - 1, is_first_iteration=True, use_cache=False
+    )
+    positions = prepared.get("position_ids")
+    return 0 if positions is None else int(positions.flatten()[0])
+
+
+def _reserved(processor: Any) -> tuple[str, ...]:
+    """All strings that the tokenizer takes for something else than text."""
+    added = getattr(processor.tokenizer, "added_tokens_decoder", {}).values()
+    marks = {token.content for token in added if token.special}
+    marks |= set(processor.tokenizer.all_special_tokens)
+    for name in ("image_token", "boi_token", "eoi_token", "fake_image_token", "video_token"):
+        marks |= {
+            value for owner in (processor, processor.tokenizer) if isinstance(value := getattr(owner, name, None), str)
+        }
+    # Longest first: a mark inside another must not be broken up before it.
+    return tuple(sorted((mark for mark in marks if len(mark) > 1), key=lambda mark: (-len(mark), mark)))

@@ -1,0 +1,245 @@
+"""Loading a model by name, Hub id or folder, with errors that say what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PretrainedConfig
+from transformers import __version__ as transformers_version
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+from transformers.utils import cached_file
+
+from kshot.errors import MissingExtra, ModelError, OptionError
+from kshot.models.processors import load_processor
+from kshot.models.vlm import VLM
+
+Quantization = Literal["8bit", "4bit"]
+EMBEDDED = Path(__file__).resolve().parents[1] / "assets"
+"""Where the models that come with the package lie, one folder each."""
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def load_model(
+    id_or_path: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device_map: Any = None,
+    quantization: Quantization | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+) -> VLM:
+    """Load a vision-language model and its processor.
+
+    Any architecture of transformers' ``AutoModelForImageTextToText`` whose processor works without torchvision. Code from a
+    repository is never run, and only safetensors weights are read.
+
+    Args:
+        id_or_path: ``"tiny"`` for the model that comes with the package, a folder written by ``save_pretrained``, or a Hub id.
+        dtype: ``"auto"`` (as saved; ``"tiny"`` is computed in float32), ``"float32"``, ``"bfloat16"``, ``"float16"``.
+        device_map: as in transformers; default: the first accelerator if there is one, otherwise the CPU.
+        quantization: ``"8bit"`` or ``"4bit"`` (NF4) through bitsandbytes.
+        name: name in reports; default: the last part of ``id_or_path``.
+        revision: branch, tag or commit of a Hub repository.
+        attn_implementation: attention of transformers (``"sdpa"``, ``"eager"``, ``"flash_attention_2"`` ...).
+
+    Raises:
+        ModelError: no such model, files missing or damaged, not a model of images and text, or a processor that cannot be used.
+        OptionError: an option has an unknown value.
+        MissingExtra: an optional package is needed.
+    """
+    source = str(id_or_path)
+    embedded = source in _embedded_names()
+    folder = EMBEDDED / source if embedded else Path(source).expanduser()
+    place = str(folder) if folder.is_dir() else source
+    config_dict = _read_config(source, folder, revision)
+    _check_architecture(source, config_dict)
+    if folder.is_dir():
+        _check_files(folder)
+    config = _config(place, revision)
+    processor = load_processor(place, config, revision=revision)
+    if dtype == "auto" and embedded:
+        dtype = "float32"
+    model = _load_weights(
+        place,
+        config,
+        dtype=_dtype(dtype),
+        device_map=device_map if device_map is not None else _default_device(),
+        quantization_config=_quantization(quantization),
+        revision=revision,
+        attn_implementation=attn_implementation,
+    )
+    return VLM(model, processor, name=name or Path(source.rstrip("/")).name, source=source)
+
+
+def _embedded_names() -> list[str]:
+    return sorted(path.parent.name for path in EMBEDDED.glob("*/config.json"))
+
+
+def _read_config(source: str, folder: Path, revision: str | None) -> dict[str, Any]:
+    """config.json of a folder or a repository, as it is written."""
+    if folder.is_dir():
+        path = folder / "config.json"
+        if (folder / "adapter_config.json").is_file() and not path.is_file():
+            raise ModelError(f"{folder} holds an adapter, not a model: load its base model first")
+        if not path.is_file():
+            missing = [
+                name for name in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / name).is_file()
+            ]
+            raise ModelError(f"{folder} is no model folder: it has no {', no '.join(missing)}")
+    elif folder.exists():
+        raise ModelError(f"{source} is a file; a model is a folder (config.json, model.safetensors, tokenizer ...)")
+    elif source.startswith((".", "/", "~")) or source.count("/") != 1:
+        known = [
+            *_embedded_names(),
+            *(path.name for path in folder.parent.glob("*/") if (path / "config.json").is_file()),
+        ]
+        near = difflib.get_close_matches(folder.name, known, n=3, cutoff=0.5)
+        hint = (
+            f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else "give a folder, a Hub id (owner/name) or 'tiny'"
+        )
+        raise ModelError(f"no model {source!r}: {hint}")
+    else:
+        path = _fetch(source, revision)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is no valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} does not hold a configuration")
+    return config
+
+
+def _fetch(source: str, revision: str | None) -> Path:
+    """config.json of a Hub repository."""
+    try:
+        found = cached_file(source, "config.json", revision=revision)
+    except OSError as error:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        why = (
+            "the Hub is switched off (HF_HUB_OFFLINE) and the model is not in the local cache"
+            if offline
+            else _sentence(error)
+        )
+        raise ModelError(
+            f"{source!r} is neither a folder here nor available from the Hugging Face Hub: {why}"
+        ) from None
+    return Path(str(found))
+
+
+def _check_architecture(source: str, config: dict[str, Any]) -> None:
+    """Refuse what is no model of images and text, in words that say what it is.
+
+    Raises:
+        ModelError: see the message.
+    """
+    kind = config.get("model_type")
+    if kind is None:
+        raise ModelError(f"config.json of {source} has no model_type: it is not a configuration of transformers")
+    if kind == "llava" and "vision_config" not in config and "text_config" not in config:
+        # The original LLaVA code and its descendants (Link-Context Learning) save a flat Llama configuration under the same name.
+        marks = ", ".join(sorted(key for key in config if key.startswith(("mm_", "use_mm"))))
+        raise ModelError(
+            f"{source} is a checkpoint of the original LLaVA code or of Link-Context Learning, not of transformers: its config.json "
+            f"has no vision_config and no text_config{f', but {marks}' if marks else ''}; convert it first: kshot convert lcl"
+        )
+    if kind not in CONFIG_MAPPING:
+        own = "; it brings code of its own, which is never run" if config.get("auto_map") else ""
+        raise ModelError(f"{source}: transformers {transformers_version} has no architecture {kind!r}{own}")
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        what = "a text-only model" if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "no model of images and text"
+        names = ", ".join(config.get("architectures") or []) or kind
+        raise ModelError(f"{source} is {what} ({names}); few-shot evaluation needs a vision-language model")
+
+
+def _check_files(folder: Path) -> None:
+    """Weights and tokenizer must be there, all shards of the index included."""
+    problems = []
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        pickled = any(folder.glob("pytorch_model*.bin"))
+        problems.append(
+            "model.safetensors" + (" (pickled weights are not read: save them as safetensors)" if pickled else "")
+        )
+    elif not (folder / WEIGHTS[0]).is_file():
+        try:
+            shards = set(json.loads((folder / WEIGHTS[1]).read_text(encoding="utf-8"))["weight_map"].values())
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError):
+            raise ModelError(f"{folder / WEIGHTS[1]} is damaged") from None
+        problems += sorted(name for name in shards if not (folder / name).is_file())
+    tokenizers = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+    if not any((folder / name).is_file() for name in tokenizers):
+        problems.append("tokenizer.json")
+    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        problems.append("processor_config.json or preprocessor_config.json (save the processor beside the weights)")
+    if problems:
+        raise ModelError(f"{folder} is not complete; missing: {', '.join(problems)}")
+
+
+def _config(place: str, revision: str | None) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+    except Exception as error:  # configurations check themselves, each in its own way
+        raise ModelError(f"config.json of {place} is not valid: {_sentence(error)}") from error
+
+
+def _load_weights(place: str, config: PretrainedConfig, **options: Any) -> Any:
+    options = {key: value for key, value in options.items() if value is not None}
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            place, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+        )
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ModelError(f"the weights of {place} cannot be loaded: {_sentence(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        # transformers would go on with random values in their place.
+        raise ModelError(
+            f"the weights of {place} are not complete: {len(missing)} are missing ({', '.join(missing[:3])} ...)"
+        )
+    return model
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise OptionError(f"unknown dtype {dtype!r}: use 'auto', 'float32', 'bfloat16' or 'float16'")
+    return found
+
+
+def _default_device() -> str:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator.type if accelerator is not None else "cpu"
+
+
+def _quantization(quantization: str | None) -> BitsAndBytesConfig | None:
+    if quantization is None:
+        return None
+    if quantization not in ("8bit", "4bit"):
+        raise OptionError(f"unknown quantization {quantization!r}: use '8bit' or '4bit'")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtra("bitsandbytes", "quantization", f"loading in {quantization}")
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def _sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,315 @@
+"""Vision-language models: answering episodes and scoring candidate answers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from kshot.episode import Episode, Example
+from kshot.errors import ContextTooLong, OptionError
+from kshot.models.anatomy import Anatomy, examine
+from kshot.models.base import PromptStyle
+from kshot.models.batching import BatchRunner
+from kshot.models.encoding import EncodedPrompt, Encoder
+from kshot.models.identity import identity
+from kshot.picture import DrawnPicture
+from kshot.prompt import IMAGE, Prompt, Template, render_chat, render_plain
+
+DEFAULT_TEMPLATE = Template("<image>Question: {question} Answer:{answer}\n", separator="")
+"""How examples are written if no template is given: one line an example, the answer at its end."""
+BATCH_SIZE = 8
+WINDOW = 16
+"""Prompts are encoded and sorted by length this many batches at a time, so that few decoded images are held."""
+
+T = TypeVar("T")
+
+
+class VLM:
+    """A vision-language model of transformers with its processor; a :class:`~kshot.models.base.Model`.
+
+    Args:
+        model: any model of ``AutoModelForImageTextToText``; used as it is, on its device and in its dtype.
+        processor: its processor.
+        name: for reports; default: the model's class.
+        source: where it came from.
+
+    Attributes:
+        model, processor, tokenizer: the plain transformers objects.
+        anatomy: what the model is made of and can take.
+        encoder: from prompts to inputs.
+
+    Raises:
+        ModelError: the model has no text decoder, or its processor writes prompts in an unknown way.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, name: str | None = None, source: str | None = None):
+        self.model, self.processor, self.tokenizer = model.eval(), processor, processor.tokenizer
+        self.name = name or type(model).__name__
+        self.source = source
+        self.anatomy: Anatomy = examine(model)
+        self.encoder = Encoder(model, processor)
+        self.encoder.check()
+        self.no_chat = self._why_no_chat()
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        return torch.device(self.model.device)
+
+    def prompt(
+        self,
+        episode: Episode,
+        template: Template | None = None,
+        style: PromptStyle = "auto",
+        *,
+        answer: str | None = None,
+    ) -> Prompt:
+        """An episode as this model is shown it.
+
+        Args:
+            episode: demonstrations and query.
+            template: how examples are written (default: :data:`DEFAULT_TEMPLATE`).
+            style: ``"plain"``: text and images interleaved; ``"chat"``: turns of the model's chat template; ``"auto"``: chat if the
+                processor has a chat template that can be used.
+            answer: the query's answer, to be put at the end.
+
+        Raises:
+            OptionError: chat was asked for and the model has no usable chat template.
+            DataError: a demonstration has no text answer.
+        """
+        template = template or DEFAULT_TEMPLATE
+        if style not in ("auto", "plain", "chat"):
+            raise OptionError(f"unknown prompt style {style!r}: use 'auto', 'plain' or 'chat'")
+        if style == "plain" or (style == "auto" and self.no_chat):
+            return render_plain(episode, template, answer=answer, reserved=self.encoder.reserved)
+        if self.no_chat:
+            raise OptionError(f"{self.name}: no chat prompts: {self.no_chat}; use style 'plain'")
+        return self._chat(episode, template, answer)
+
+    def encode(
+        self,
+        episode: Episode,
+        template: Template | None = None,
+        style: PromptStyle = "auto",
+        *,
+        answer: str | None = None,
+        new_tokens: int = 0,
+    ) -> EncodedPrompt:
+        """Token ids and spans of an episode's prompt (see :meth:`prompt`).
+
+        Raises:
+            ContextTooLong: prompt and ``new_tokens`` do not fit into the model's context.
+            BadImage: an image cannot be decoded.
+        """
+        encoded = self.encoder.encode(self.prompt(episode, template, style, answer=answer))
+        most = self.anatomy.max_context
+        if most is not None and len(encoded) + new_tokens > most:
+            more = f" and {new_tokens} more to generate" if new_tokens else ""
+            raise ContextTooLong(
+                f"the prompt of episode {episode.id!r} has {len(encoded):,} tokens{more}, but {self.name} takes {most:,}: "
+                f"use fewer than its {episode.shots} shots" + ("" if episode.shots else ", or a smaller image")
+            )
+        return encoded
+
+    def inputs(self, batch: Sequence[EncodedPrompt]) -> dict[str, Any]:
+        """What ``model.forward`` takes for a batch, on the model's device and in its dtype."""
+        return self._to_device(self.encoder.collate(batch))
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        episodes: Sequence[Episode],
+        *,
+        template: Template | None = None,
+        style: PromptStyle = "auto",
+        max_new_tokens: int = 10,
+        stop: Sequence[str] = (),
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        batch_size: int | None = None,
+    ) -> list[str]:
+        """The generated text for each episode, in order; see :meth:`kshot.models.base.Model.answer`.
+
+        Greedy, or beam search for ``num_beams`` > 1; never sampled, and without the repetition penalties that some models carry in
+        their generation settings (they would forbid labels that the demonstrations show). A text ends with the model's end
+        token, after ``max_new_tokens``, or (greedy) once it holds one of ``stop``.
+
+        Raises:
+            ContextTooLong: a prompt does not fit into the model's context.
+            BadImage: an image cannot be decoded.
+        """
+        settings = self._generation(max_new_tokens, num_beams, length_penalty)
+        runner = BatchRunner(batch_size or BATCH_SIZE)
+        answers: list[str] = []
+        for window in _windows(episodes, WINDOW * runner.size, "answering"):
+            prompts = [self.encode(episode, template, style, new_tokens=max_new_tokens) for episode in window]
+            answers += runner.run(
+                [len(prompt) for prompt in prompts],
+                lambda batch, prompts=prompts: self._generate([prompts[i] for i in batch], settings, stop),  # type: ignore[misc]
+            )
+        return answers
+
+    @torch.inference_mode()
+    def score(
+        self,
+        episodes: Sequence[Episode],
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        template: Template | None = None,
+        style: PromptStyle = "auto",
+        batch_size: int | None = None,
+        normalize: bool = False,
+    ) -> list[list[float]]:
+        """Log-probabilities of candidate answers; see :meth:`kshot.models.base.Model.score`.
+
+        Summed over the tokens of the answer and of what the template writes behind it (the end of the answer counts).
+
+        Raises:
+            ContextTooLong, BadImage: as for :meth:`answer`.
+            OptionError: the numbers of episodes and candidate lists differ.
+        """
+        offered = _per_episode(candidates, len(episodes))
+        runner = BatchRunner(batch_size or BATCH_SIZE)
+        most = max((len(texts) for texts in offered), default=1)
+        scores: list[list[float]] = []
+        for window in _windows(list(zip(episodes, offered, strict=True)), WINDOW * runner.size // most, "scoring"):
+            prompts = [
+                self.encode(episode, template, style, answer=text) for episode, texts in window for text in texts
+            ]
+            found = runner.run(
+                [len(prompt) for prompt in prompts],
+                lambda batch, prompts=prompts: self._log_probabilities([prompts[i] for i in batch], normalize),  # type: ignore[misc]
+            )
+            values = iter(found)
+            scores += [[next(values) for _ in texts] for _, texts in window]
+        return scores
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies the model in a run folder; see :func:`kshot.models.identity.identity`."""
+        return {"name": self.name, "source": self.source} | identity(self.model, self.processor)
+
+    def __repr__(self) -> str:
+        return f"VLM({self.name!r}, {self.anatomy.architecture}, {self.anatomy.parameters:,} parameters, {self.device})"
+
+    def _generate(self, batch: Sequence[EncodedPrompt], settings: GenerationConfig, stop: Sequence[str]) -> list[str]:
+        """Texts generated for a batch of encoded prompts."""
+        inputs = self.inputs(batch)
+        inputs.pop("position_ids", None)  # generate makes the same ones, and goes on from them
+        length = inputs["input_ids"].shape[1]
+        criteria = StoppingCriteriaList()
+        if stop and settings.num_beams == 1:
+            criteria.append(StopTexts(self.tokenizer, stop, length))
+        sequences = self.model.generate(**inputs, generation_config=settings, stopping_criteria=criteria)
+        return cast("list[str]", self.tokenizer.batch_decode(sequences[:, length:], skip_special_tokens=True))
+
+    def _log_probabilities(self, batch: Sequence[EncodedPrompt], normalize: bool) -> list[float]:
+        """Log-probability of the answer of each encoded prompt (which must have one) given what stands before it."""
+        masks = [encoded.tokens.answer_mask() for encoded in batch]
+        # Rows end together, so the last positions hold all answers; other logits need not be computed.
+        keep = max(len(mask) - mask.index(True) if any(mask) else 0 for mask in masks)
+        inputs = self.inputs(batch)
+        logits = self.model(**inputs, logits_to_keep=keep + 1, use_cache=False).logits[:, -keep - 1 : -1]
+        targets = inputs["input_ids"][:, -keep:]
+        chosen = logits.float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        wanted = self.encoder.pad([[int(spoken) for spoken in mask] for mask in masks], 0)[0][:, -keep:].to(
+            chosen.device
+        )
+        sums = (chosen * wanted).sum(-1)
+        if normalize:
+            sums = sums / wanted.sum(-1).clamp_min(1)
+        return [float(value) for value in sums]
+
+    def _generation(self, max_new_tokens: int, num_beams: int, length_penalty: float) -> GenerationConfig:
+        """Deterministic settings: of the model's own, only its special tokens are kept."""
+        own = self.model.generation_config
+        eos = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=50,
+            bos_token_id=own.bos_token_id if own.bos_token_id is not None else self.tokenizer.bos_token_id,
+            eos_token_id=eos,
+            pad_token_id=self.encoder.pad_id,
+        )
+
+    def _chat(self, episode: Episode, template: Template, answer: str | None) -> Prompt:
+        return render_chat(
+            episode,
+            template,
+            self.processor.apply_chat_template,
+            self.encoder.image_token,
+            answer=answer,
+            reserved=self.encoder.reserved,
+        )
+
+    def _why_no_chat(self) -> str:
+        """Why the processor's chat template cannot be used; empty if it can."""
+        if not getattr(self.processor, "chat_template", None):
+            return "the processor has no chat template"
+        probe = Example(DrawnPicture(lambda: Image.new("RGB", (8, 8)), "probe"), "what", "this")
+        try:
+            self._chat(Episode((probe,), probe), Template(IMAGE + "{question}{answer}"), None)
+        except Exception as error:  # templates are programs of other people: any exception may come out of them
+            return str(error) or type(error).__name__
+        return ""
+
+    def _to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+        dtype = self.model.dtype
+        return {
+            name: value.to(self.device, dtype) if value.is_floating_point() else value.to(self.device)
+            for name, value in inputs.items()
+        }
+
+
+class StopTexts(StoppingCriteria):
+    """Ends a row of a batch as soon as its new text holds one of the stop texts.
+
+    Args:
+        tokenizer: decodes the new tokens.
+        texts: the stop texts.
+        start: number of tokens of the prompts.
+    """
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str], start: int):
+        self.tokenizer, self.texts, self.start = tokenizer, tuple(texts), start
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        said = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
+        done = [any(text in row for text in self.texts) for row in said]
+        return cast("torch.BoolTensor", torch.tensor(done, device=input_ids.device))
+
+
+def _windows(items: Sequence[T], size: int, doing: str) -> Iterator[Sequence[T]]:
+    """Consecutive parts of the items, with a progress bar where someone watches."""
+    size = max(1, size)
+    with tqdm(
+        total=len(items), desc=doing, unit="episode", disable=not sys.stderr.isatty() or len(items) <= size
+    ) as bar:
+        for start in range(0, len(items), size):
+            part = items[start : start + size]
+            yield part
+            bar.update(len(part))
+
+
+def _per_episode(candidates: Sequence[str] | Sequence[Sequence[str]], episodes: int) -> list[list[str]]:
+    """One list of candidates an episode."""
+    if isinstance(candidates, str):
+        raise OptionError("candidates must be a list of texts, or one such list per episode")
+    if all(isinstance(candidate, str) for candidate in candidates):
+        return [list(cast("Sequence[str]", candidates))] * episodes
+    lists = [list(texts) for texts in candidates]
+    if len(lists) != episodes:
+        raise OptionError(f"{len(lists)} lists of candidates for {episodes} episodes")
+    return lists
