@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from kshot.errors import ModelError
+from kshot.models import features, prefix
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,8 @@ def examine(model: Any) -> Anatomy:
         sliding_window=window,
         hybrid=hybrid,
         prefix_lm=prefix_lm,
-        vision_features=_vision_features(model),
-        prefix_reuse=_prefix_reuse(prefix_lm, hybrid, window, bool(cross)),
+        vision_features=_unless(features.unsupported(model)),
+        prefix_reuse=_unless(prefix.unsupported(model), _care(hybrid, window)),
         residual_methods=_residual_methods(prefix_lm),
         attention_methods=_attention_methods(attention, hybrid, prefix_lm),
     )
@@ -147,7 +148,8 @@ def examine(model: Any) -> Anatomy:
 def _decoder(model: Any) -> tuple[nn.Module, tuple[nn.Module, ...]]:
     """The text decoder and its layers; a few models keep them one level below ``get_decoder()``."""
     found = model.get_decoder()
-    for candidate in (found, getattr(found, "model", None), getattr(found, "decoder", None)):
+    candidates: tuple[Any, ...] = (found, getattr(found, "model", None), getattr(found, "decoder", None))
+    for candidate in candidates:
         layers = getattr(candidate, "layers", None)
         if isinstance(layers, nn.ModuleList) and len(layers):
             return candidate, tuple(layers)
@@ -192,24 +194,16 @@ def _heads(attention: tuple[nn.Module, ...], config: Any) -> tuple[int, int, int
     return heads, kv_heads, head_dim
 
 
-def _vision_features(model: Any) -> Ability:
-    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        return Ability(False, "forward takes no features in place of pixels")
-    if not hasattr(model.base_model, "get_image_features"):
-        return Ability(False, "the model has no get_image_features")
-    return Ability(True)
+def _unless(obstacle: str | None, care: str = "") -> Ability:
+    return Ability(True, care) if obstacle is None else Ability(False, obstacle)
 
 
-def _prefix_reuse(prefix_lm: bool, hybrid: bool, window: int | None, cross: bool) -> Ability:
-    if prefix_lm:
-        return Ability(False, "the prompt attends to itself in both directions, so demonstrations depend on the query")
-    if cross:
-        return Ability(False, "images are seen through cross-attention, whose masks span the whole prompt")
+def _care(hybrid: bool, window: int | None) -> str:
     if hybrid:
-        return Ability(True, "queries in groups of equal length (padding would enter the recurrent state)")
+        return "queries in groups of equal length (padding would enter the recurrent state)"
     if window is not None:
-        return Ability(True, "queries in groups of equal length (padding would use up the sliding window)")
-    return Ability(True)
+        return "queries in groups of equal length where padding would use up the sliding window"
+    return ""
 
 
 def _residual_methods(prefix_lm: bool) -> Ability:

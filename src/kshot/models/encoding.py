@@ -139,10 +139,7 @@ class Encoder:
         Raises:
             ModelError: they differ; the model cannot be used with this version of transformers.
         """
-        pictures = [
-            DrawnPicture(lambda i=i: Image.new("RGB", (48 + 8 * i, 40), (90 * i, 30, 60)), f"probe {i}")
-            for i in range(3)
-        ]  # type: ignore[misc]
+        pictures = [_probe(number) for number in range(3)]
         pieces: list[str | Picture] = [pictures[0], "One red.\n", pictures[1], pictures[2], "two"]
         segments = [
             Segment(piece, role="query") if isinstance(piece, str) else Segment("", piece, "query") for piece in pieces
@@ -177,6 +174,11 @@ class Encoder:
                 self._expansions.clear()
             self._expansions[image.size] = text
         return text
+
+
+def _probe(number: int) -> Picture:
+    """A small picture; each has another size, and none is square."""
+    return DrawnPicture(lambda: Image.new("RGB", (48 + 8 * number, 40), (90 * number, 30, 60)), f"probe {number}")
 
 
 def _in_answer(tokens: TokenizedPrompt) -> list[bool]:

@@ -198,13 +198,14 @@ def _config(place: str, revision: str | None) -> PretrainedConfig:
 def _load_weights(place: str, config: PretrainedConfig, **options: Any) -> Any:
     options = {key: value for key, value in options.items() if value is not None}
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             place, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ModelError(f"the weights of {place} cannot be loaded: {_sentence(error)}") from error
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         # transformers would go on with random values in their place.

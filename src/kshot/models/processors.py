@@ -35,7 +35,7 @@ def load_processor(source: str | Path, config: PretrainedConfig, *, revision: st
         ModelError: there is no processor, or none that works without torchvision.
         MissingExtra: the processor needs an optional package.
     """
-    cls = _processor_class(source, config, revision)
+    cls: Any = _processor_class(source, config, revision)
     if cls is None:
         raise ModelError(
             f"{source} has no processor: none of {', '.join(FILES)} names one, and transformers has none for model type "
@@ -66,10 +66,10 @@ def load_processor(source: str | Path, config: PretrainedConfig, *, revision: st
 
 
 @cache
-def image_only(cls: type) -> Any:
+def image_only(cls: Any) -> Any:
     """A processor class without its slot for videos; it saves and loads under the name of the original."""
 
-    class ImageOnly(cls):  # type: ignore[misc, valid-type]
+    class ImageOnly(cls):
         # Read by SmolVLM when it applies its chat template, whether there are videos or not.
         video_processor = SimpleNamespace(num_frames=1, fps=1)
 
@@ -87,7 +87,7 @@ def image_only(cls: type) -> Any:
     return ImageOnly
 
 
-def _processor_class(source: str | Path, config: PretrainedConfig, revision: str | None) -> type | None:
+def _processor_class(source: str | Path, config: PretrainedConfig, revision: str | None) -> Any:
     """The class named in the processor's files, or else the one that belongs to the model type."""
     for name in FILES:
         path = cached_file(

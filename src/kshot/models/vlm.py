@@ -258,7 +258,7 @@ class VLM:
         """Why the processor's chat template cannot be used; empty if it can."""
         if not getattr(self.processor, "chat_template", None):
             return "the processor has no chat template"
-        probe = Example(DrawnPicture(lambda: Image.new("RGB", (8, 8)), "probe"), "what", "this")
+        probe = Example((DrawnPicture(lambda: Image.new("RGB", (8, 8)), "probe"),), "what", "this")
         try:
             self._chat(Episode((probe,), probe), Template(IMAGE + "{question}{answer}"), None)
         except Exception as error:  # templates are programs of other people: any exception may come out of them
