@@ -31,6 +31,7 @@ class Dialect:
 
     Attributes:
         image_token: what stands for an image in the text that the processor takes and its chat template writes.
+        image_options: what the image processor is called with.
         takes_suffix: whether answers are a second text, behind the prompt (prefix language models).
     """
 
@@ -39,7 +40,7 @@ class Dialect:
         self.image_token: str = getattr(processor, "image_token", None) or "<image>"
         self.takes_suffix = "suffix" in inspect.signature(type(processor).__call__).parameters
         merged = processor._merge_kwargs(tokenizer_init_kwargs=processor.tokenizer.init_kwargs)
-        self._image_options = dict(merged["images_kwargs"]) | {"return_tensors": "pt"}
+        self.image_options: dict[str, Any] = dict(merged["images_kwargs"]) | {"return_tensors": "pt"}
         self._adds_special_tokens = bool(merged["text_kwargs"].get("add_special_tokens", True))
         self._rewrites = type(processor).prepare_inputs_layout is not ProcessorMixin.prepare_inputs_layout
 
@@ -64,7 +65,7 @@ class Dialect:
 
     def expansion(self, image: Image.Image) -> str:
         """The text that stands for an image; it depends on the image's size only."""
-        return str(self.processor._process_images([[image]], **self._image_options)[1][0])
+        return str(self.processor._process_images([[image]], **self.image_options)[1][0])
 
     def fit(self, prompt: Prompt, expansions: Sequence[str]) -> list[str]:
         """Expansions as they are written at their places in the prompt (next to other images, before a word)."""
@@ -77,7 +78,7 @@ class Dialect:
 
     def pixels(self, images: Images) -> dict[str, Any]:
         """Everything that the image processor gives for the images of a batch (at least one image)."""
-        return dict(self.processor._process_images([list(row) for row in images], **self._image_options)[0])
+        return dict(self.processor._process_images([list(row) for row in images], **self.image_options)[0])
 
     def masks(self, ids: torch.Tensor, counts: Sequence[int], pixels: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Inputs that say which token sees which image.
@@ -150,7 +151,7 @@ class FencedDialect(Dialect):
         return fitted
 
     def pixels(self, images: Images) -> dict[str, Any]:
-        return dict(self.processor.image_processor([list(row) for row in images], **self._image_options))
+        return dict(self.processor.image_processor([list(row) for row in images], **self.image_options))
 
 
 class InterleavedDialect(Dialect):
@@ -178,7 +179,7 @@ class InterleavedDialect(Dialect):
         return [text.removeprefix(self.fence) if neighbour else text for text, neighbour in pairs]
 
     def pixels(self, images: Images) -> dict[str, Any]:
-        rows = [self.processor.image_processor(list(row), **self._image_options) for row in images if row]
+        rows = [self.processor.image_processor(list(row), **self.image_options) for row in images if row]
         most, shape = max(len(row) for row in images), rows[0].shape[1:]
         values = torch.zeros((len(images), most, *shape))
         found = iter(rows)

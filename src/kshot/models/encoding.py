@@ -7,13 +7,15 @@ its size until its pixels are needed, and where demonstration, query and answer 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
+from transformers import __version__ as hf_version
 
 from kshot.errors import ModelError
 from kshot.models.dialects import dialect_of
@@ -71,15 +73,28 @@ class Encoder:
         self._images: BudgetedCache[Image.Image] = BudgetedCache(DECODED_BYTES)
         self._expansions: dict[tuple[int, int], str] = {}
 
-    def encode(self, prompt: Prompt) -> EncodedPrompt:
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides what the vision tower is given for an image."""
+        images = self.processor.image_processor
+        parts = (type(images).__name__, images.to_json_string(), sorted(self.dialect.image_options.items()), hf_version)
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+    def encode(self, prompt: Prompt, *, known: Callable[[Picture], str | None] | None = None) -> EncodedPrompt:
         """Token ids and spans of a prompt.
+
+        Args:
+            prompt: the prompt.
+            known: the text that stands for a picture (see :meth:`expansion`) where it is already known, else ``None``; such
+                pictures are not decoded.
 
         Raises:
             BadImage: an image cannot be decoded.
         """
         arranged = self.dialect.arrange(prompt)
         pictures = arranged.pictures
-        expansions = self.dialect.fit(arranged, [self._expansion(picture) for picture in pictures])
+        texts = [(known(picture) if known is not None else None) or self.expansion(picture) for picture in pictures]
+        expansions = self.dialect.fit(arranged, texts)
         begin = arranged.segments[0].text if arranged.segments else ""
         tokens = tokenize(
             arranged,
@@ -121,6 +136,21 @@ class Encoder:
             BadImage: an image cannot be decoded.
         """
         return self.dialect.pixels([[self._image(picture) for picture in row] for row in pictures])
+
+    def expansion(self, picture: Picture) -> str:
+        """The text that stands for a picture: its placeholders and what encloses them. It depends on the picture's size only.
+
+        Raises:
+            BadImage: the picture cannot be decoded.
+        """
+        image = self._image(picture)
+        text = self._expansions.get(image.size)
+        if text is None:
+            text = self.dialect.expansion(image)
+            if len(self._expansions) >= SIZES_KEPT:
+                self._expansions.clear()
+            self._expansions[image.size] = text
+        return text
 
     def pad(self, rows: Sequence[Sequence[int]], fill: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of numbers as one tensor, padded on the left, and its mask (1 = not padding)."""
@@ -164,16 +194,6 @@ class Encoder:
             image = picture.load()
             self._images.put(picture, image, 3 * image.width * image.height)
         return image
-
-    def _expansion(self, picture: Picture) -> str:
-        image = self._image(picture)
-        text = self._expansions.get(image.size)
-        if text is None:
-            text = self.dialect.expansion(image)
-            if len(self._expansions) >= SIZES_KEPT:
-                self._expansions.clear()
-            self._expansions[image.size] = text
-        return text
 
 
 def _probe(number: int) -> Picture:
