@@ -33,7 +33,8 @@ TOKENS = [
     ('a black-and-white "quoted" sign', "a black-and-white quoted sign"),
     ("they'll say it's theirs, won't they?", "they 'll say it 's theirs wo n't they"),
     ("the dogs' bowls", "the dogs bowls"),
-    ("mac & cheese from AT&T", "mac & cheese from at & t"),
+    ("mac & cheese, a b&w photo, AT&T", "mac & cheese a b & w photo at&t"),  # capitals decide
+    ("vitamin C. The dog and Dr. B. Jones, letter a.", "vitamin c the dog and dr. b. jones letter a."),
     ("Mr. Smith on Main St. in St. Louis.", "mr. smith on main st. in st. louis"),
     ("a t-shirt, size 4x4", "a t-shirt size 4x4"),
     ("#1 fan says what?! and wow!!", "# 1 fan says what ?! and wow !!"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -66,6 +67,7 @@ def macro(categories: Mapping[str, tuple[float, int]]) -> dict[str, float]:
     return {"macro": mean(value for value, _ in categories.values())} if categories else {}
 
 
+@functools.lru_cache(maxsize=1 << 14)  # names and references come back with every query
 def fold(text: str) -> str:
     """Text as it is compared: case folded, white space collapsed, punctuation and white space around it removed.
 

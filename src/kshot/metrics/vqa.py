@@ -167,5 +167,10 @@ def _stemmer() -> Callable[[str], str]:
         from nltk.stem.porter import PorterStemmer
     except ImportError as error:
         raise MissingExtra("nltk", "text", "OK-VQA accuracy") from error
-    stem_word = functools.lru_cache(maxsize=65536)(PorterStemmer().stem)
-    return lambda text: " ".join(stem_word(word) for word in normalise_answer(text).split())
+    stem_word = PorterStemmer().stem
+
+    @functools.lru_cache(maxsize=1 << 16)
+    def stem(text: str) -> str:
+        return " ".join(stem_word(word) for word in normalise_answer(text).split())
+
+    return stem
