@@ -199,10 +199,10 @@ class ConceptTask(Task):
         return LazySequence(len(places), lambda i: self._demonstration(drawn, names, *places[i]))
 
     def parse(self, text: str) -> str:
-        """The name in a generated text; the link style's ``there is "NAME" in the image`` is taken off."""
+        """The name in a generated text; of the link style's ``there is "NAME" in the image`` what stands in quotation marks."""
         text = super().parse(text)
         if self.style == "link":
-            text = re.sub(r"^there is\s*", "", text).strip().strip('"').strip()
+            text = re.sub(r"^(there is\b)?\s*\"?", "", text).split('"')[0].strip()
         return text
 
     def describe(self) -> dict[str, Any]:
