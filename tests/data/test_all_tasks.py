@@ -50,7 +50,10 @@ def test_there_are_queries_with_unique_ids(loaded):
 
 def test_slices_and_negative_indices_work_as_in_a_list(loaded):
     task, _, _ = loaded
-    for examples in (task.queries, task.support):
+    for examples in (task.queries, task.support, task.pool(task.queries[0])):
+        if not len(examples):  # episodic tasks have no support set that all queries share
+            assert examples is not task.queries
+            continue
         assert examples[-1].id == examples[len(examples) - 1].id
         assert [e.id for e in examples[1:3]] == [examples[i].id for i in range(1, min(3, len(examples)))]
         with pytest.raises(IndexError):
