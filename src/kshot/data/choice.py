@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
-from kshot.data.folder import EXTENSIONS, read_examples
+from kshot.data.folder import EXTENSIONS
+from kshot.data.jsonl import read_examples
 from kshot.data.readers import PathLike, check_unique, find_file, get, read_json, read_text
 from kshot.data.sources import FileTask, ImageRoot, LazyExamples, LeaveOneOut, write_text
 from kshot.data.task import Task, tasks
@@ -44,7 +45,7 @@ class _Benchmark(FileTask):
             return self._queries
         if isinstance(self._given, Task):
             return self._given.support
-        return read_examples(self._given, self._support_images)
+        return read_examples(self._given, self._support_images, answered=True)
 
     def _leave_one_out(self, examples: LazyExamples, categories: Sequence[str], images: Sequence[str]) -> None:
         self._others = LeaveOneOut(examples, categories, images)
@@ -68,7 +69,7 @@ class MME(_Benchmark):
     Args:
         root: the folder ``MME_Benchmark_release_version`` (or ``MME_Benchmark`` in it).
         categories: the categories to use. Default: all folders.
-        support: ``None``: leave-one-out within the category; or a JSON Lines file (:mod:`kshot.data.folder`) or a task.
+        support: ``None``: leave-one-out within the category; or a JSON Lines file (:mod:`kshot.data.jsonl`) or a task.
         support_images: image root of that file.
         check_images: look for all image files at once and list those that are missing.
     """

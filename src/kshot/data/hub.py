@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kshot.data.folder import QUESTION
+from kshot.data.jsonl import QUESTION
 from kshot.data.readers import PathLike, check_unique, shuffled
 from kshot.data.sources import FileTask, ImageRoot, LazyExamples, as_template
 from kshot.data.task import tasks

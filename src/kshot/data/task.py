@@ -79,6 +79,7 @@ tasks: Registry[Callable[..., Task]] = Registry(
         "kshot.data.omniglot",
         "kshot.data.imagenet",
         "kshot.data.isekai",
+        "kshot.data.jsonl",
         "kshot.data.folder",
         "kshot.data.hub",
         "kshot.data.worlds",
