@@ -206,7 +206,7 @@ class Names:
                 return set()
             from kshot.models import load_model
 
-            return set(inspect.signature(load_model).parameters)
+            return set(inspect.signature(load_model).parameters) - {"id_or_path"}
         from kshot.data.retrieval import retrievers
         from kshot.data.task import tasks
 

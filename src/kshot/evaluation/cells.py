@@ -47,16 +47,12 @@ def plan(
     (see :attr:`~kshot.evaluation.controls.Control.least_shots`).
 
     Raises:
-        OptionError: no shots, no seeds, or a negative number of shots.
+        OptionError: neither shots nor baselines.
         UnknownName: a control or baseline of that name does not exist.
     """
     for baseline in baselines:
         if baseline not in BASELINES:
             raise UnknownName("baseline", baseline, BASELINES)
-    if any(number < 0 for number in shots):
-        raise OptionError(f"the number of shots cannot be negative: {list(shots)}")
-    if not seeds:
-        raise OptionError("the number of seeds must be at least 1")
     numbers = sorted({*shots, *([0] if ZERO_SHOT in baselines else [])})
     if not numbers and not baselines:
         raise OptionError("no number of shots was given")

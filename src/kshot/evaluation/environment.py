@@ -13,10 +13,14 @@ from typing import Any
 from kshot.episode import Example
 from kshot.evaluation.answering import Answering
 from kshot.evaluation.cells import Cell
+from kshot.models.base import Model
 
 PACKAGES = (
     "kshot", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "tokenizers", "numpy", "pillow", "pycocoevalcap", "nltk",
 )  # fmt: skip
+
+CIRCUMSTANCES = ("versions", "device", "source")
+"""What a model says of itself that belongs to the environment: it may differ between processes and machines."""
 
 
 def configuration(
@@ -28,7 +32,7 @@ def configuration(
 ) -> dict[str, Any]:
     """All that determines the results of a run, as JSON. Two runs of the same configuration give the same files."""
     task = answering.task
-    model = {k: v for k, v in answering.model.describe().items() if k not in ("versions", "environment")}
+    model = {k: v for k, v in answering.model.describe().items() if k not in CIRCUMSTANCES}
     ids = "\n".join(query.id for query in queries)
     return {
         "model": model,
@@ -54,13 +58,14 @@ def configuration(
     }
 
 
-def environment() -> dict[str, Any]:
+def environment(model: Model) -> dict[str, Any]:
     """Versions and platform; nothing that changes from one run to the next on the same machine."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.machine(),
         "accelerator": _accelerator(),
+        "model": {k: v for k, v in model.describe().items() if k in CIRCUMSTANCES and k != "versions"},
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -27,10 +27,11 @@ from kshot.evaluation.environment import configuration, environment
 from kshot.evaluation.loading import load_any
 from kshot.evaluation.options import names_of, numbers_of
 from kshot.evaluation.results import CellScores, Evaluation, score_cell, summarise
-from kshot.evaluation.runs import Rows, RunFolder, read_json
+from kshot.evaluation.runs import Rows, RunFolder, read_json, write_text
 from kshot.evaluation.workers import Worker, wait_for
 from kshot.metrics.base import Metric, metrics
 from kshot.models.base import Model, PromptStyle
+from kshot.picture import ArchivePicture, FilePicture
 
 STEP = 64
 """Queries answered (and noted in the journal) at a time. Fixed, so that batches are the same for any number of processes."""
@@ -100,8 +101,23 @@ def evaluate(
     if worker.world > 1 and out is None:
         raise OptionError("several processes share their results through the run folder: give one (--out FOLDER)")
     the_task = load_task(task, **dict(task_options or {}))
-    if seed < 0 or seeds < 1:
-        raise OptionError(f"seed={seed} must not be negative, seeds={seeds} must be at least 1")
+    for name, value, known in (
+        ("scoring", scoring, get_args(Scoring)),
+        ("style", style, get_args(PromptStyle)),
+        ("on_bad_image", on_bad_image, get_args(OnBadImage)),
+    ):
+        if value not in known:
+            raise OptionError(f"{name}={value!r}: must be one of {', '.join(known)}")
+    for name, number, least in (
+        ("seed", seed, 0),
+        ("seeds", seeds, 1),
+        ("limit", limit, 1),
+        ("num_beams", num_beams, 1),
+        ("max_new_tokens", max_new_tokens, 1),
+        ("batch_size", batch_size, 1),
+    ):
+        if number is not None and number < least:
+            raise OptionError(f"{name}={number}: must be {least} or more")
     cells = plan(
         _total_shots(the_task, shots, shots_per_class),
         range(seed, seed + seeds),
@@ -133,12 +149,13 @@ def evaluate(
 
     with _folder(out) as folder:
         if worker.leads:
-            folder.start(config, environment())
+            folder.start(config, environment(answering.model))
         else:
             wait_for(lambda: (folder.path / "config.json").exists() or None, "the first process to begin")
             folder.check(config)
         run = Run(folder, worker, answering, cells, queries, retriever, order, retriever_options or {}, metric)
         run.choose()
+        run.write_prompts()
         run.answer()
         if not worker.leads:
             figures = folder.path / "metrics.json"
@@ -180,6 +197,15 @@ class Run:
                 )  # fmt: skip
             else:
                 wait_for(lambda path=path: path.exists() or None, "the choice of demonstrations")  # type: ignore[misc]
+
+    def write_prompts(self) -> None:
+        """Write down the first prompt of each cell, if the model shows its prompts."""
+        show = getattr(self.answering.model, "prompt", None)
+        for cell in self.cells if show is not None and self.worker.leads else ():
+            path = self.folder.path / "prompts" / f"{cell.name}.txt"
+            if show is not None and not path.exists():
+                episode = self.episodes(cell)(self.queries[:1])[0]
+                write_text(path, show(episode, self.answering.template, self.answering.style).text())
 
     def episodes(self, cell: Cell) -> Callable[[Sequence[Example]], list[Episode]]:
         """What makes the episodes of a cell's queries."""
@@ -282,11 +308,11 @@ def _sample(queries: Sequence[Example], limit: int | None) -> list[Example]:
     """A random sample in the task's order. Questions about the same images stay together, as paired benchmarks need it."""
     if limit is None or limit >= len(queries):
         return list(queries)
-    if limit < 1:
-        raise OptionError(f"limit={limit} must be at least 1")
-    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    groups: dict[object, list[int]] = defaultdict(list)
     for i, query in enumerate(queries):
-        groups[tuple(picture.name for picture in query.images)].append(i)
+        named = next((query.metadata[key] for key in ("pair", "image_id") if key in query.metadata), None)
+        files = tuple(p.name for p in query.images if isinstance(p, (FilePicture, ArchivePicture)))
+        groups[(query.metadata.get("category"), named) if named is not None else files or i].append(i)
     members = list(groups.values())
     chosen: list[int] = []
     for group in np.random.default_rng(0).permutation(len(members)):

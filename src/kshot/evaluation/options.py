@@ -25,7 +25,7 @@ def numbers_of(value: int | str | Sequence[int], what: str) -> tuple[int, ...]:
     """``"0,1,4"``, ``[0, 1, 4]`` or ``4`` as a tuple of whole numbers, sorted, without repetitions.
 
     Raises:
-        OptionError: an item is no whole number, or negative, or there are none.
+        OptionError: an item is no whole number, or negative.
     """
     items: Iterable[int | str] = (
         value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
@@ -34,6 +34,6 @@ def numbers_of(value: int | str | Sequence[int], what: str) -> tuple[int, ...]:
         numbers = sorted({int(item) for item in items if not (isinstance(item, str) and not item.strip())})
     except (TypeError, ValueError):
         raise OptionError(f"{what}: {value!r} is not a list of whole numbers such as 0,1,4,8") from None
-    if not numbers or numbers[0] < 0:
-        raise OptionError(f"{what}: {value!r} must be one or more numbers, none of them negative")
+    if numbers and numbers[0] < 0:
+        raise OptionError(f"{what}: {value!r} holds a negative number")
     return tuple(numbers)

@@ -33,7 +33,7 @@ def save(result: Evaluation, folder: Path) -> None:
 
 def kind_label(kind: str) -> str:
     """How a kind of cell is called in tables."""
-    return {DEMONSTRATIONS: "as chosen", FORMAT_ONLY: "none, format told"}.get(kind, kind)
+    return {DEMONSTRATIONS: "intact", FORMAT_ONLY: "none, format told"}.get(kind, kind)
 
 
 def row_label(kind: str, shots: int) -> str:
@@ -207,7 +207,8 @@ def draw(axes: Axes, results: Sequence[Evaluation], names: Sequence[str] | None 
                 continue
             colour = COLOURS[(j if len(results) == 1 else i) % len(COLOURS)]
             prefix = "" if len(results) == 1 else f"{(names or [r.title for r in results])[i]}, "
-            label = prefix + kind_label(kind) if len(kinds) > 1 or len(results) == 1 else prefix.rstrip(", ")
+            what = {DEMONSTRATIONS: "demonstrations", FORMAT_ONLY: "no demonstrations, format told"}.get(kind, kind)
+            label = prefix + what if len(kinds) > 1 or len(results) == 1 else prefix.rstrip(", ")
             style = "-" if len(results) == 1 else styles[kind]
             if kind == FORMAT_ONLY:
                 axes.axhline(rows[0].value, color=colour, linewidth=1, linestyle=(0, (5, 2)), label=label)

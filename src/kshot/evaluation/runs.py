@@ -5,6 +5,7 @@
     config.json              all that determines the results; a folder of another configuration is refused
     environment.json         versions and platform; one more entry for each environment in which the run was carried on
     choices/SHOTS_SEED.json  which demonstrations each query was given
+    prompts/CELL.txt         the first prompt, as the model was given it
     predictions/CELL.jsonl   one line a query, in the task's order
     metrics.json  results.md  results.csv  categories.csv  accuracy.png
     unfinished/              journals of cells that are not finished yet

@@ -119,8 +119,8 @@ def render(
         if style == "chat":
             raise OptionError("the chat style is the model's own: give a model")
         return Shown(episode, render_plain(episode, task.template))
-    prompt = cast(Any, model).render(episode, task.template, style=style)
-    tokens = cast(Any, model).tokenize(prompt) if hasattr(model, "tokenize") else None
+    prompt = cast(Any, model).prompt(episode, task.template, style)
+    tokens = cast(Any, model).encode(episode, task.template, style).tokens
     said = None
     if ask:
         said = model.answer(
