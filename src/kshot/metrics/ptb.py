@@ -4,6 +4,10 @@ The evaluation runs Stanford's ``PTBTokenizer`` (CoreNLP 3.4.1, a Java program t
 ``-preserveLines -lowerCase`` and drops the tokens of :data:`PUNCTUATION`. ``"java"`` runs this very program, quietly and
 without temporary files, on UTF-8.
 ``"python"`` is written from the Penn Treebank rules for English as that program applies them, for machines without Java.
+
+Of 10,000 questions of VQAv2 and 1,000 captions of COCO, 9,999 and 1,000 come out identical (``tests/metrics/test_captions.py``). One
+difference is meant: the Java program looks past the end of a caption, so that "plan b." loses its full stop if the next
+caption begins with "The"; the Python tokenizer reads every caption by itself.
 """
 
 from __future__ import annotations
