@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from kshot.data.drawing import SCENE_TASKS, Scene, is_held_out
 from kshot.data.drawing.scenes import BACKGROUNDS
-from kshot.data.scenes import WORDS, Scenes
+from kshot.data.scenes import WORDS, Scenes, draw_scene
 from kshot.data.worlds import SPLITS
 from kshot.episode import Example
 from kshot.errors import DataError, OptionError
 from kshot.metrics import metrics
 
 
-def scene(example: Example, *, held_out: bool) -> Scene:
+def scene(example: Example) -> Scene:
     """The scene that an example shows, checked pixel by pixel."""
-    seed = int(example.images[0].name.removeprefix("scene "))
-    found = Scene.random(seed, held_out=held_out)
+    *words, seed = example.images[0].name.removeprefix("scene ").split()
+    found = Scene(*words, seed=int(seed))
     assert np.array_equal(example.images[0].load(), found.draw())
     return found
 
@@ -33,11 +33,11 @@ def test_words_are_those_of_the_scene(held_out: str) -> None:
     for index, query in enumerate(task.queries):
         attribute = tuple(SCENE_TASKS)[index % 8]
         assert query.metadata["category"] == attribute
-        shown = scene(query, held_out=held_out != "none")
+        shown = scene(query)
         assert query.answer == getattr(shown, attribute)
         assert is_held_out(shown.colour, shown.shape) == (held_out != "none")
         for example in task.pool(query)[:5]:
-            demonstration = scene(example, held_out=held_out == "all")
+            demonstration = scene(example)
             assert example.answer == getattr(demonstration, attribute)
             assert is_held_out(demonstration.colour, demonstration.shape) == (held_out == "all")
             assert demonstration.seed in SPLITS["test"]
@@ -76,13 +76,15 @@ def test_figures_are_reported_by_task() -> None:
 )
 def test_renamed_episodes_are_consistent(labels: str, held_out: str, ways: int, seed: int, index: int) -> None:
     attributes = ("colour", "shape", "position", "count", "background", "outline_colour")
-    task = Scenes(attributes, labels=labels, held_out=held_out, ways=ways, seed=seed)  # type: ignore[arg-type]
+    task = Scenes(attributes, labels=labels, held_out=held_out, ways=ways, seed=seed, pool_size=8)  # type: ignore[arg-type]
     query, attribute = task.queries[index], attributes[index]
     pool = list(task.pool(query))
     names: dict[str, set[str]] = {}
     for example in (*pool, query):
+        shown = scene(example)
         held = held_out == "all" if example is not query else held_out != "none"
-        value = getattr(Scene.random(int(example.images[0].name.removeprefix("scene ")), held_out=held), attribute)
+        assert is_held_out(shown.colour, shown.shape) == held
+        value = getattr(shown, attribute)
         names.setdefault(value, set()).add(example.text_answer)
     assert len(names) == ways
     assert all(len(given) == 1 for given in names.values())  # one name for each value, the query's included
@@ -109,12 +111,25 @@ def test_all_values_are_asked_for_in_renamed_episodes() -> None:
     assert abs(places[0] - 200) < 4 * 10
 
 
+def test_scenes_are_drawn_as_those_that_the_model_learns_from() -> None:
+    """Fixed words aside, the distribution is that of ``Scene.random``: uniform over the scenes that are possible."""
+    rng = np.random.default_rng(0)
+    for held_out in (False, True):
+        ours = [draw_scene(rng, held_out=held_out) for _ in range(1500)]
+        theirs = [Scene.random(seed, held_out=held_out) for seed in range(1500)]
+        for attribute in SCENE_TASKS:
+            a, b = (Counter(getattr(s, attribute) for s in scenes) for scenes in (ours, theirs))
+            assert all(abs(a[w] - b[w]) < 4 * (2 * 1500 * 0.25) ** 0.5 for w in a | b), (attribute, a, b)
+        assert all(is_held_out(s.colour, s.shape) == held_out for s in ours)
+        assert all(draw_scene(rng, held_out=held_out, fixed={"shape": "cross"}).shape == "cross" for _ in range(50))
+
+
 def test_the_common_support_set_is_of_seeds_that_no_query_uses() -> None:
     task = Scenes(("count", "size"))
     support = task.support
     assert len(support) == 1024
     for number in (0, 1, 700, 1023):
-        found = scene(support[number], held_out=False)
+        found = scene(support[number])
         assert found.seed in SPLITS["validation"]
         assert support[number].answer == getattr(found, ("count", "size")[number % 2])
     assert len(Scenes(labels="invented").support) == 0

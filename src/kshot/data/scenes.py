@@ -7,9 +7,12 @@ meant: values under invented names, and values whose words are permuted, so that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import count
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import product
 from typing import Any, Literal
+
+import numpy as np
 
 from kshot.data.concepts import PLAIN, LazySequence, generator, make_names, one_of
 from kshot.data.drawing import SCENE_TASKS, Scene, is_held_out
@@ -114,20 +117,14 @@ class Scenes(Task):
         if not isinstance(index, int) or not 0 <= index < self.episodes or query.id != _id(index):
             raise DataError(f"{query.id!r} is no query of the task {self.name!r}", remedy="take it from task.queries")
         task, names = self._task(index), self._names(index)
-        seen = self._scene("query", index, held_out=self.held_out != "none", wanted=self._wanted(index))
         values = tuple(names)
 
-        def wanted(number: int) -> Callable[[Scene], bool]:
-            # Values in turn, so that a support set of any size holds them in equal numbers.
-            return lambda scene: (
-                scene.seed != seen.seed
-                and (self.kind == "words" or getattr(scene, task) == values[number % len(values)])
-            )
-
         def demonstration(number: int) -> Example:
-            held_out = self.held_out == "all"
-            scene = self._scene("support", index, number, held_out=held_out, wanted=wanted(number))
-            return _example(scene, task, names, f"episode-{index:05d}#{number}", {"class": getattr(scene, task)})
+            # Values in turn, so that a support set of any size holds them in equal numbers.
+            fixed = {task: values[number % len(values)]} if values else {}
+            rng = generator(self.seed, "support", index, number)
+            scene = draw_scene(rng, held_out=self.held_out == "all", fixed=fixed)
+            return _example(scene, task, names, f"{_id(index)}#{number}", {"class": getattr(scene, task)})
 
         return LazySequence(self.pool_size, demonstration)
 
@@ -143,18 +140,13 @@ class Scenes(Task):
         return self.tasks[index % len(self.tasks)]
 
     def _query(self, index: int) -> Example:
-        scene = self._scene("query", index, held_out=self.held_out != "none", wanted=self._wanted(index))
-        task = self._task(index)
-        return _example(scene, task, self._names(index), _id(index), {"category": task, "episode": index})
-
-    def _wanted(self, index: int) -> Callable[[Scene], bool]:
-        names, task = self._names(index), self._task(index)
-        if self.kind == "words":
-            return lambda scene: True
-        # Which value is asked for is drawn first: a scene taken at random would prefer values with more scenes.
-        possible = [v for v in names if v in _possible(task, self.held_out != "none")]
-        value = possible[generator(self.seed, "value", index).integers(len(possible))]
-        return lambda scene: getattr(scene, task) == value
+        task, names = self._task(index), self._names(index)
+        held_out = self.held_out != "none"
+        rng = generator(self.seed, "query", index)
+        shown = [value for value in names if value in _possible(task, held_out)]
+        fixed = {task: shown[rng.integers(len(shown))]} if names else {}
+        scene = draw_scene(rng, held_out=held_out, fixed=fixed)
+        return _example(scene, task, names, _id(index), {"category": task, "episode": index})
 
     def _names(self, index: int) -> dict[str, str]:
         """Value -> what it is called in this episode, in the order in which the names are offered; empty for words."""
@@ -178,19 +170,36 @@ class Scenes(Task):
 
     def _shared(self, number: int) -> Example:
         task = self.tasks[number % len(self.tasks)]
-        held_out = self.held_out == "all"
-        scene = Scene.random(SPLITS["validation"][number], held_out=held_out)
+        rng = generator(self.seed, "shared", number)
+        scene = draw_scene(rng, held_out=self.held_out == "all", seeds=SPLITS["validation"])
         return _example(scene, task, {}, f"support-{number:05d}", {"class": getattr(scene, task), "category": task})
 
-    def _scene(self, *parts: str | int, held_out: bool, wanted: Callable[[Scene], bool]) -> Scene:
-        """The first scene of a stream of test seeds that is wanted."""
-        seeds = SPLITS["test"]
-        for attempt in count():
-            number = int(generator(self.seed, *parts, attempt).integers(seeds.start, seeds.stop))
-            scene = Scene.random(number, held_out=held_out)
-            if wanted(scene):
-                return scene
-        raise AssertionError("unreachable")
+
+def draw_scene(
+    rng: np.random.Generator,
+    *,
+    held_out: bool,
+    fixed: Mapping[str, str] | None = None,
+    seeds: range = SPLITS["test"],
+) -> Scene:
+    """A scene at random: uniform over all that show the fixed words and whose filled shape is (or is not) a held-out pair.
+
+    Args:
+        fixed: words of some attributes; there must be a colour-shape pair that agrees with them.
+        seeds: what the seed of the scene, which decides its layout, is taken from.
+    """
+    fixed = fixed or {}
+    words = {name: known[rng.integers(len(known))] for name, known in SCENE_TASKS.items()}
+    pairs = _pairs(held_out, fixed.get("colour"), fixed.get("shape"))
+    words["colour"], words["shape"] = pairs[rng.integers(len(pairs))]
+    return Scene(**(words | dict(fixed)), seed=int(rng.integers(seeds.start, seeds.stop)))
+
+
+@cache
+def _pairs(held_out: bool, colour: str | None = None, shape: str | None = None) -> tuple[tuple[str, str], ...]:
+    """The pairs of colour and shape that are (or are not) held out, of a given colour or shape if there is one."""
+    every = product(SCENE_TASKS["colour"], SCENE_TASKS["shape"])
+    return tuple(p for p in every if is_held_out(*p) == held_out and colour in (None, p[0]) and shape in (None, p[1]))
 
 
 def _id(index: int) -> str:
@@ -199,22 +208,16 @@ def _id(index: int) -> str:
 
 def _possible(task: str, held_out: bool) -> tuple[str, ...]:
     """The values of an attribute that scenes with (or without) a held-out colour-shape pair can show."""
-    others = {"colour": "shape", "shape": "colour"}
-    if task not in others:
+    if task not in ("colour", "shape"):
         return SCENE_TASKS[task]
-
-    def pair(value: str, other: str) -> tuple[str, str]:
-        return (value, other) if task == "colour" else (other, value)
-
-    return tuple(
-        v for v in SCENE_TASKS[task] if any(is_held_out(*pair(v, o)) == held_out for o in SCENE_TASKS[others[task]])
-    )
+    shown = {pair[task == "shape"] for pair in _pairs(held_out)}
+    return tuple(value for value in SCENE_TASKS[task] if value in shown)
 
 
 def _example(scene: Scene, task: str, names: Mapping[str, str], id: str, metadata: dict[str, Any]) -> Example:
     value = getattr(scene, task)
     return Example(
-        images=(DrawnPicture(lambda: scene.draw(PIXELS), f"scene {scene.seed}"),),
+        images=(DrawnPicture(lambda: scene.draw(PIXELS), f"scene {' '.join(scene.words().values())} {scene.seed}"),),
         question=QUESTION,
         answer=names.get(value, value),
         choices=tuple(names.values()),
