@@ -75,9 +75,11 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides what the vision tower is given for an image."""
+        """Hash of all that decides what the vision tower is given for an image, and what stands for it in the text."""
         images = self.processor.image_processor
-        parts = (type(images).__name__, images.to_json_string(), sorted(self.dialect.image_options.items()), hf_version)
+        settings = {name: value for name, value in vars(self.processor).items() if isinstance(value, str | int | float)}
+        options = sorted(self.dialect.image_options.items())
+        parts = (type(images).__name__, images.to_json_string(), options, sorted(settings.items()), hf_version)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def encode(self, prompt: Prompt, *, known: Callable[[Picture], str | None] | None = None) -> EncodedPrompt:

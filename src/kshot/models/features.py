@@ -12,11 +12,12 @@ The features go back into the model through transformers' own argument ``mm_enco
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,6 @@ class ImageFeatures:
 
 def unsupported(model: Any) -> str | None:
     """Why features of this model cannot be cached, in words; ``None`` if they can."""
-    import inspect
-
     base = model.base_model
     if not hasattr(base, "get_image_features"):
         return f"{type(model).__name__} does not give out its image features (it has no get_image_features)"
@@ -104,8 +103,6 @@ def compute_features(
     Raises:
         ValueError: the model gives another number of features than there are placeholders.
     """
-    import inspect
-
     base = model.base_model
     names = inspect.signature(base.get_image_features).parameters
     wanted = {name: value for name, value in inputs.items() if name in names}
@@ -142,7 +139,7 @@ class FeatureCache:
 
     Args:
         model: the model; features are forgotten when its vision part changes.
-        processor_hash: identifies the image preprocessing; part of the key on disk.
+        preparation: identifies how images are prepared (:attr:`kshot.models.encoding.Encoder.fingerprint`).
         budget: bytes of memory, on the model's device.
         folder: where to keep a copy on disk. Entries there are keyed by picture, preprocessing and weights, and carry a
             checksum; a damaged entry is computed again and replaced. The folder is never emptied.
@@ -151,16 +148,16 @@ class FeatureCache:
     def __init__(
         self,
         model: Any,
-        processor_hash: str,
+        preparation: str,
         *,
         budget: int = GIBIBYTE,
         folder: str | os.PathLike[str] | None = None,
     ):
-        self.model, self.processor_hash = model, processor_hash
+        self.model, self.preparation = model, preparation
         self.folder = Path(folder) if folder is not None else None
         self._memory: BudgetedCache[ImageFeatures] = BudgetedCache(budget)
         self._state: Hashable = None
-        self._weights: str | None = None
+        self._identity: str | None = None
 
     @property
     def statistics(self) -> CacheStatistics:
@@ -172,7 +169,7 @@ class FeatureCache:
         state = model_state(vision_modules(self.model))
         if state != self._state:
             self._memory.clear()
-            self._state, self._weights = state, None
+            self._state, self._identity = state, None
 
     def get(self, digest: str) -> ImageFeatures | None:
         """The features of the picture with this digest, from memory or disk; ``None`` (a miss) if they must be computed."""
@@ -186,6 +183,10 @@ class FeatureCache:
             self.statistics.misses += 1
         return found
 
+    def peek(self, digest: str) -> ImageFeatures | None:
+        """As :meth:`get`, but only looks into the memory and counts nothing."""
+        return self._memory.peek(digest)
+
     def put(self, digest: str, features: ImageFeatures) -> None:
         """Keep the features of a picture."""
         self._memory.put(digest, features, features.size)
@@ -195,9 +196,9 @@ class FeatureCache:
     def path(self, digest: str) -> Path:
         """The file of a picture's features (whether or not it exists)."""
         assert self.folder is not None
-        if self._weights is None:
-            self._weights = weight_hash(vision_modules(self.model))
-        key = hashlib.blake2b(f"{digest}\0{self.processor_hash}\0{self._weights}".encode(), digest_size=16).hexdigest()
+        if self._identity is None:
+            self._identity = self.preparation + weight_hash(vision_modules(self.model))
+        key = hashlib.blake2b(f"{digest}{self._identity}{self.model.device.type}".encode(), digest_size=16).hexdigest()
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def _read(self, digest: str) -> ImageFeatures | None:
@@ -289,8 +290,3 @@ def _rows(inputs: Mapping[str, torch.Tensor], pictures: int) -> list[dict[str, t
 
     kept = {name: value for name, value in inputs.items() if small(name, value)}
     return [{name: value[i : i + 1].clone() for name, value in kept.items()} for i in range(pictures)]
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

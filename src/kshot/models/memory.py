@@ -57,6 +57,11 @@ class BudgetedCache(Generic[V]):
         self.statistics.hits += 1
         return found[0]
 
+    def peek(self, key: Hashable) -> V | None:
+        """The entry or ``None``, without counting or moving it."""
+        found = self._entries.get(key)
+        return found[0] if found is not None else None
+
     def put(self, key: Hashable, value: V, size: int) -> None:
         """Hold an entry of ``size`` bytes and drop the least recently used ones until all fit."""
         self._drop(key)

@@ -19,7 +19,8 @@ Where the beginning of a prompt does depend on what follows, nothing can be shar
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Sequence
+import inspect
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,8 @@ class Prefix:
 
 def unsupported(model: Any) -> str | None:
     """Why the beginning of a prompt cannot be shared in this model, in words; ``None`` if it can."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return "the model takes no explicit positions"
     text = model.config.get_text_config()
     if getattr(text, "cross_attention_layers", None):
         return "text before an image can attend to it through cross-attention, so a prefix depends on what follows"
@@ -90,7 +93,7 @@ def needs_equal_lengths(prefix: Prefix, longest: int) -> bool:
 
 
 def positions_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Positions of the tokens of a left-padded batch: ``[B, T]``, or ``[3, B, T]`` for multimodal rotary embeddings."""
+    """Positions of the tokens of a left-padded batch, from 0: ``[B, T]``, or ``[3, B, T]`` for multimodal rotary embeddings."""
     mask = inputs["attention_mask"]
     plain = (mask.cumsum(-1) - 1).clamp_min(0)
     index = getattr(model.base_model, "get_rope_index", None)
@@ -117,8 +120,8 @@ def prefill(model: Any, inputs: dict[str, Any]) -> Prefix:
     Raises:
         ValueError: the model keeps something else than keys and values per layer.
     """
-    positions = positions_of(model, inputs)
-    output = model(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
+    positions = inputs["position_ids"] if "position_ids" in inputs else positions_of(model, inputs)
+    output = model(**inputs | {"position_ids": positions}, use_cache=True, logits_to_keep=1)
     cache = output.past_key_values
     odd = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, DynamicLayer)}
     if odd:
@@ -193,50 +196,6 @@ def continue_generate(
     return arguments
 
 
-def shared_length(
-    prompts: Sequence[Sequence[int]],
-    limits: Sequence[int],
-    image_tokens: Sequence[Sequence[int]],
-    placeholder: int | None,
-) -> tuple[int, int]:
-    """How many leading tokens, and how many images in them, a batch of prompts has in common.
-
-    The end never falls into an image: an image is shared as a whole or not at all.
-
-    Args:
-        prompts: token ids of each prompt.
-        limits: number of leading tokens of each prompt that may be shared (instruction and demonstrations).
-        image_tokens: for each prompt the number of placeholders of each of its images that are the same in all prompts, in order.
-        placeholder: id of the placeholder token; ``None`` if images leave no tokens in the prompt.
-
-    Returns:
-        The number of tokens (less than the shortest prompt) and the number of images.
-    """
-    first = prompts[0]
-    end = min((*limits, *(len(ids) - 1 for ids in prompts)))
-    for ids in prompts[1:]:
-        end = next((i for i, (a, b) in enumerate(zip(first[:end], ids, strict=False)) if a != b), end)
-    if placeholder is None:
-        return end, 0
-    images, counted, safe = 0, 0, 0
-    counts = list(image_tokens[0])
-    for position in range(end + 1):
-        # A cut before `position` is safe where all images that have begun are complete.
-        if counted == sum(counts[:images]):
-            safe = position
-        if position < end and first[position] == placeholder:
-            if counted == sum(counts[:images]):
-                if images == len(counts):
-                    break
-                images += 1
-            counted += 1
-    complete = 0
-    shown = sum(1 for token in first[:safe] if token == placeholder)
-    while complete < len(counts) and sum(counts[: complete + 1]) <= shown:
-        complete += 1
-    return safe, complete
-
-
 class PrefixCache:
     """The prefixes read last, within a number of bytes.
 
@@ -263,6 +222,10 @@ class PrefixCache:
         if state != self._state:
             self._memory.clear()
             self._state = state
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._memory.clear()
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._memory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,6 +18,8 @@ from kshot.models.base import PromptStyle
 from kshot.models.batching import BatchRunner
 from kshot.models.encoding import EncodedPrompt, Encoder
 from kshot.models.identity import identity
+from kshot.models.prefix import Prefix, continue_forward, continue_generate
+from kshot.models.reuse import Group, Reuse, Switch
 from kshot.picture import DrawnPicture
 from kshot.prompt import IMAGE, Prompt, Template, render_chat, render_plain
 
@@ -38,23 +40,39 @@ class VLM:
         processor: its processor.
         name: for reports; default: the model's class.
         source: where it came from.
+        prefix_cache, feature_cache, feature_folder: what is computed once and used again; see
+            :class:`~kshot.models.reuse.Reuse`. Results do not depend on it.
 
     Attributes:
         model, processor, tokenizer: the plain transformers objects.
         anatomy: what the model is made of and can take.
         encoder: from prompts to inputs.
+        reuse: caches of vision features and of fixed demonstrations.
 
     Raises:
         ModelError: the model has no text decoder, or its processor writes prompts in an unknown way.
     """
 
-    def __init__(self, model: Any, processor: Any, *, name: str | None = None, source: str | None = None):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        name: str | None = None,
+        source: str | None = None,
+        prefix_cache: Switch = "auto",
+        feature_cache: Switch = "auto",
+        feature_folder: str | None = None,
+    ):
         self.model, self.processor, self.tokenizer = model.eval(), processor, processor.tokenizer
         self.name = name or type(model).__name__
         self.source = source
         self.anatomy: Anatomy = examine(model)
         self.encoder = Encoder(model, processor)
         self.encoder.check()
+        self.reuse = Reuse(
+            model, self.encoder, prefix_cache=prefix_cache, feature_cache=feature_cache, feature_folder=feature_folder
+        )
         self.no_chat = self._why_no_chat()
 
     @property
@@ -107,7 +125,8 @@ class VLM:
             ContextTooLong: prompt and ``new_tokens`` do not fit into the model's context.
             BadImage: an image cannot be decoded.
         """
-        encoded = self.encoder.encode(self.prompt(episode, template, style, answer=answer))
+        prompt = self.prompt(episode, template, style, answer=answer)
+        encoded = self.encoder.encode(prompt, known=self.reuse.expansion)
         most = self.anatomy.max_context
         if most is not None and len(encoded) + new_tokens > most:
             more = f" and {new_tokens} more to generate" if new_tokens else ""
@@ -147,11 +166,11 @@ class VLM:
         settings = self._generation(max_new_tokens, num_beams, length_penalty)
         runner = BatchRunner(batch_size or BATCH_SIZE)
         answers: list[str] = []
+        self.reuse.refresh()
         for window in _windows(episodes, WINDOW * runner.size, "answering"):
             prompts = [self.encode(episode, template, style, new_tokens=max_new_tokens) for episode in window]
-            answers += runner.run(
-                [len(prompt) for prompt in prompts],
-                lambda batch, prompts=prompts: self._generate([prompts[i] for i in batch], settings, stop),  # type: ignore[misc]
+            answers += self._run(
+                prompts, runner, max_new_tokens, lambda batch, after: self._generate(batch, after, settings, stop)
             )
         return answers
 
@@ -178,15 +197,14 @@ class VLM:
         runner = BatchRunner(batch_size or BATCH_SIZE)
         most = max((len(texts) for texts in offered), default=1)
         scores: list[list[float]] = []
+        self.reuse.refresh()
         for window in _windows(list(zip(episodes, offered, strict=True)), WINDOW * runner.size // most, "scoring"):
             prompts = [
                 self.encode(episode, template, style, answer=text) for episode, texts in window for text in texts
             ]
-            found = runner.run(
-                [len(prompt) for prompt in prompts],
-                lambda batch, prompts=prompts: self._log_probabilities([prompts[i] for i in batch], normalize),  # type: ignore[misc]
+            values = iter(
+                self._run(prompts, runner, 0, lambda batch, after: self._log_probabilities(batch, after, normalize))
             )
-            values = iter(found)
             scores += [[next(values) for _ in texts] for _, texts in window]
         return scores
 
@@ -197,10 +215,34 @@ class VLM:
     def __repr__(self) -> str:
         return f"VLM({self.name!r}, {self.anatomy.architecture}, {self.anatomy.parameters:,} parameters, {self.device})"
 
-    def _generate(self, batch: Sequence[EncodedPrompt], settings: GenerationConfig, stop: Sequence[str]) -> list[str]:
-        """Texts generated for a batch of encoded prompts."""
-        inputs = self.inputs(batch)
-        inputs.pop("position_ids", None)  # generate makes the same ones, and goes on from them
+    def _run(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        runner: BatchRunner,
+        new_tokens: int,
+        work: Callable[[list[EncodedPrompt], Prefix | None], list[T]],
+    ) -> list[T]:
+        """Results for prompts, in order, where prompts with common demonstrations are run together."""
+        results: dict[int, T] = {}
+        for group in self.reuse.groups(prompts, new_tokens):
+
+            def run_batch(batch: list[int], group: Group = group) -> list[T]:
+                return work([group.prompts[i] for i in batch], group.prefix)
+
+            found = runner.run([len(prompt) for prompt in group.prompts], run_batch)
+            results.update(zip(group.numbers, found, strict=True))
+        return [results[number] for number in range(len(prompts))]
+
+    def _generate(
+        self, batch: Sequence[EncodedPrompt], after: Prefix | None, settings: GenerationConfig, stop: Sequence[str]
+    ) -> list[str]:
+        """New text behind each prompt, or behind ``after`` and each prompt."""
+        inputs = self.reuse.inputs(batch, after)
+        if after is None:
+            inputs.pop("position_ids", None)  # generate makes the same ones, and goes on from them
+        else:
+            beams = settings.num_beams
+            inputs = continue_generate(self.model, after, inputs, num_beams=beams, placeholder=self.reuse.placeholder)
         length = inputs["input_ids"].shape[1]
         criteria = StoppingCriteriaList()
         if stop and settings.num_beams == 1:
@@ -208,13 +250,14 @@ class VLM:
         sequences = self.model.generate(**inputs, generation_config=settings, stopping_criteria=criteria)
         return cast("list[str]", self.tokenizer.batch_decode(sequences[:, length:], skip_special_tokens=True))
 
-    def _log_probabilities(self, batch: Sequence[EncodedPrompt], normalize: bool) -> list[float]:
+    def _log_probabilities(self, batch: Sequence[EncodedPrompt], after: Prefix | None, normalize: bool) -> list[float]:
         """Log-probability of the answer of each encoded prompt (which must have one) given what stands before it."""
         masks = [encoded.tokens.answer_mask() for encoded in batch]
         # Rows end together, so the last positions hold all answers; other logits need not be computed.
         keep = max(len(mask) - mask.index(True) if any(mask) else 0 for mask in masks)
-        inputs = self.inputs(batch)
-        logits = self.model(**inputs, logits_to_keep=keep + 1, use_cache=False).logits[:, -keep - 1 : -1]
+        inputs = self.reuse.inputs(batch, after)
+        inputs = inputs | {"use_cache": False} if after is None else continue_forward(self.model, after, inputs)
+        logits = self.model(**inputs, logits_to_keep=keep + 1).logits[:, -keep - 1 : -1]
         targets = inputs["input_ids"][:, -keep:]
         chosen = logits.float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         wanted = self.encoder.pad([[int(spoken) for spoken in mask] for mask in masks], 0)[0][:, -keep:].to(
