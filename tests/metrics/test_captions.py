@@ -173,6 +173,7 @@ def test_cider_by_hand():
     """Two images, one reference each, perfect captions without common words: every cosine is 1, so 10 each."""
     texts = ["one two three four", "five six seven eight"]
     assert metrics.cider(texts, [[text] for text in texts], tokenizer="python") == pytest.approx(10)
+    assert metrics.cider(texts, texts, tokenizer="python") == pytest.approx(10)  # a string is one reference
     # The second caption shares nothing: (10 + 0) / 2.
     assert metrics.cider([texts[0], "x y z w"], [[text] for text in texts], tokenizer="python") == pytest.approx(5)
 

@@ -140,6 +140,7 @@ ACCURACIES = [
     (" yes\n", [" yes "] * 10, 1.0),  # white space around is removed first
     # fewer annotators
     ("red", ["red"], 1.0),
+    ("red", "red", 1.0),  # a single answer, not three letters
     ("blue", ["red"], 0.0),
     ("red", ["red", "blue"], 0.5),  # 1 of 1 other when blue is left out, 0 of 1 when red is
     ("red", ["red", "red"], 1.0),

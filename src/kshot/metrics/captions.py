@@ -27,7 +27,7 @@ def cider(predictions: Sequence[str], references: Sequence[Sequence[str]], *, to
 
     Args:
         predictions: one caption per image.
-        references: the reference captions of each image.
+        references: the reference captions of each image (a string is one reference).
         tokenizer: ``"auto"``, ``"java"`` or ``"python"`` (see :func:`kshot.metrics.ptb.tokenize`).
 
     Raises:
@@ -35,7 +35,10 @@ def cider(predictions: Sequence[str], references: Sequence[Sequence[str]], *, to
         MissingExtra: pycocoevalcap is not installed.
         OptionError: unknown tokenizer, or no working Java where Java was asked for.
     """
-    queries = [Example(id=f"#{number}", references=tuple(texts)) for number, texts in enumerate(references)]
+    queries = [
+        Example(id=f"#{number}", references=texts if isinstance(texts, str) else tuple(texts))
+        for number, texts in enumerate(references)
+    ]
     check("cider", predictions, queries)
     scored = _Captions(predictions, [text_references("cider", query) for query in queries], tokenizer)
     return scored.cider()[0]

@@ -92,6 +92,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], *, always_normalise: b
     Raises:
         DataError: there are no answers.
     """
+    answers = [answers] if isinstance(answers, str) else answers  # a string is a sequence of letters, never meant so
     if not answers:
         raise DataError("VQA accuracy needs at least one annotator's answer")
     prediction, answers = _clean(prediction), [_clean(answer) for answer in answers]
