@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -33,7 +33,8 @@ class Choices(Mapping[str, tuple[str, ...]]):
         header: what was chosen for: task, retriever and its options, order, shots, seed, fingerprint of the support set.
         ids: ids of the demonstrations by query id.
         places: their places in the query's support set, so that none of it has to be searched.
-        passed_over: why examples were not used: ``without_answer`` (number of examples), ``same_image`` (number of times).
+        passed_over: why examples were not used: ``without_answer`` (number of examples met), ``same_image`` (number of times that
+            an example was the query or showed its image), ``bad_images`` (number of pictures that cannot be decoded).
     """
 
     header: Mapping[str, Any]
@@ -136,6 +137,7 @@ def choose(
     order: Order | None = None,
     out: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    on_bad_image: Literal["error", "skip"] = "error",
 ) -> Choices:
     """Choose the demonstrations of a task's queries.
 
@@ -148,12 +150,16 @@ def choose(
         order: how the demonstrations are arranged, see :data:`~kshot.data.retrieval.Order`; default: the retriever's own.
         out: a JSON file. If it is there it is read and verified; otherwise it is written.
         options: further arguments of the retriever, where it is given by name.
+        on_bad_image: what a retriever does about a picture that cannot be decoded: stop, or pass over the example.
 
     Raises:
         OptionError: more shots than a support set can give, an empty class, a wrong option.
+        BadImage: a picture cannot be decoded and ``on_bad_image`` is "error".
         DataError: two queries of one id; ``out`` is damaged or holds other choices (the message says what differs).
     """
     made = load_retriever(retriever, order, **(options or {}))
+    made.reset()
+    made.on_bad_image = on_bad_image
     if shots < 0:
         raise OptionError(f"the number of shots cannot be negative: {shots}")
     queries = queries if queries is not None else task.queries
@@ -194,7 +200,11 @@ def _choose(
             ids[query.id] = tuple(pool[place].id for place in chosen)
     finally:
         retriever.close()
-    passed_over = {"without_answer": len(retriever.unanswered), "same_image": retriever.clashes}
+    passed_over = {
+        "without_answer": len(retriever.unanswered),
+        "same_image": retriever.clashes,
+        "bad_images": len(retriever.bad_images),
+    }
     return Choices(header, ids, places, passed_over)
 
 

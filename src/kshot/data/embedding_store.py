@@ -11,17 +11,19 @@ import hashlib
 import os
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from kshot.data.duplicates import Contents
+from kshot.data.candidates import Contents
 from kshot.data.embeddings import Embedder, Vectors
+from kshot.errors import BadImage
 from kshot.picture import DrawnPicture, Picture
 
 T = TypeVar("T")
@@ -51,6 +53,7 @@ class EmbeddingStore:
 
     Attributes:
         computed: number of vectors that had to be computed.
+        bad: names of the pictures that cannot be decoded, with the reason; filled where they are not errors.
     """
 
     def __init__(
@@ -62,32 +65,52 @@ class EmbeddingStore:
         self.embedder, self.contents = embedder, contents or Contents()
         self.folder = cache_folder(folder) / "embeddings" / embedder.fingerprint
         self.computed = 0
+        self.bad: dict[str, str] = {}
         self._images: dict[str, Vectors] | None = None
         self._texts: dict[str, Vectors] = {}
         self._unsaved: dict[str, Vectors] = {}
 
-    def images(self, pictures: Sequence[Picture]) -> Vectors:
+    def images(self, pictures: Sequence[Picture], *, skip_bad: bool = False) -> Vectors:
         """Vectors [n, d] of pictures.
 
+        Args:
+            pictures: what to embed.
+            skip_bad: enter pictures that cannot be decoded in :attr:`bad`, and give them a zero vector.
+
         Raises:
-            BadImage: one of them cannot be read or decoded.
+            BadImage: one of them cannot be read or decoded; with ``skip_bad``, no picture could be so far.
         """
         if self._images is None:
             self._images = read_shards(self.folder)
-        keys = [self.contents.digest(picture) for picture in pictures]
-        wanted = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._images}
-        for some in _batches(
-            list(wanted.items()), self.embedder.batch_size, f"embedding pictures ({self.embedder.name})"
-        ):
-            vectors = self.embedder.images([picture.load() for _, picture in some])
-            for (key, picture), vector in zip(some, vectors, strict=True):
-                self._images[key] = vector
+        held = self._images
+        keys = [self._try(self.contents.digest, picture, skip_bad) or "" for picture in pictures]
+        wanted = {key: picture for key, picture in zip(keys, pictures, strict=True) if key and key not in held}
+        what = f"embedding pictures ({self.embedder.name})"
+        for some in _batches(list(wanted.items()), self.embedder.batch_size, what):
+            loaded = [(key, picture, self._try(_load, picture, skip_bad)) for key, picture in some]
+            good = [(key, picture, image) for key, picture, image in loaded if image is not None]
+            vectors = self.embedder.images([image for _, _, image in good]) if good else ()
+            for (key, picture, _), vector in zip(good, vectors, strict=True):
+                held[key] = vector
                 if not isinstance(picture, DrawnPicture):
                     self._unsaved[key] = vector
-            self.computed += len(some)
+            self.computed += len(good)
             if len(self._unsaved) >= SHARD:
                 self.flush()
-        return np.stack([self._images[key] for key in keys])
+        some_vector = next(iter(held.values()), None)
+        if some_vector is None:
+            raise BadImage(f"none of {len(pictures)} pictures can be decoded: {next(iter(self.bad.values()), '')}")
+        nothing = np.zeros_like(some_vector)
+        return np.stack([held.get(key, nothing) for key in keys])
+
+    def _try(self, function: Callable[[Picture], T], picture: Picture, skip_bad: bool) -> T | None:
+        try:
+            return function(picture)
+        except BadImage as error:
+            if not skip_bad:
+                raise
+            self.bad[picture.name] = str(error)
+            return None
 
     def texts(self, texts: Sequence[str]) -> Vectors:
         """Vectors [n, d] of texts."""
@@ -155,3 +178,7 @@ def _batches(items: Sequence[T], size: int, what: str) -> Iterator[Sequence[T]]:
     silent = len(items) < 10 * size or None
     for start in tqdm(range(0, len(items), size), what, leave=False, disable=silent):
         yield items[start : start + size]
+
+
+def _load(picture: Picture) -> Image.Image:
+    return picture.load()

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from kshot.data.embedding_store import EmbeddingStore
 from kshot.data.embeddings import Embedder, Vectors, load_embedder, normalized
 from kshot.data.retrieval import Candidates, Order, Retriever, retrievers
 from kshot.data.similarity import top_k
 from kshot.episode import Example
-from kshot.errors import OptionError
+from kshot.errors import BadImage, OptionError
 
 MARGIN = 16
 """Neighbours looked up beyond the shots, since some may be the query's own image."""
@@ -97,12 +98,13 @@ class Nearest(Retriever):
         index = self._indexed(pool)
         vectors = self._embed(queries, (self.image_weight, self.text_weight))
         _, rows = top_k(vectors, index.vectors, min(shots + MARGIN, len(index.vectors)), device=self._device)
-        self._found = {query.id: found for query, found in zip(queries, rows.tolist(), strict=True)}
+        self._found = dict(zip((query.id for query in queries), rows.tolist(), strict=True))
 
     def pick(self, candidates: Candidates, shots: int, rng: np.random.Generator) -> list[int]:
         return list(islice(candidates.among(self._ranking(candidates)), shots))
 
     def close(self) -> None:
+        self._found = {}
         for store in (self.image_store, self.text_store):
             if store is not None:
                 store.flush()
@@ -122,42 +124,58 @@ class Nearest(Retriever):
         return described
 
     def _ranking(self, candidates: Candidates) -> Iterator[int]:
-        """All places of the pool, the nearest first; those found beforehand cost nothing, the others one more search."""
-        query, pool = candidates.query, candidates.pool
-        known = self._found.get(query.id, []) if self._index is not None and self._index.pool is pool else []
-        index = self._indexed(pool)
-        for row in known:
-            yield from index.members[row]
-        if len(known) < len(index.members):
-            vector = self._embed([query], (self.image_weight, self.text_weight))
-            _, rows = top_k(vector, index.vectors, len(index.vectors), device=self._device)
-            seen = set(known)
-            for row in rows[0].tolist():
-                if row not in seen:
-                    yield from index.members[row]
+        """All places of the pool, the nearest first, searched for a few at a time unless they were found beforehand."""
+        index = self._indexed(candidates.pool)
+        rows = self._found.get(candidates.query.id, [])
+        done = 0
+        while True:
+            for row in rows[done:]:
+                yield from index.members[row]
+            done = len(rows)
+            if done == len(index.members):
+                return
+            # The search is exact and breaks ties by index, so that a longer result begins with the shorter one.
+            vector = self._embed([candidates.query], (self.image_weight, self.text_weight))
+            _, found = top_k(vector, index.vectors, min(len(index.members), max(64, 8 * done)), device=self._device)
+            rows = found[0].tolist()
 
     def _indexed(self, pool: Sequence[Example]) -> Index:
         if self._index is None or self._index.pool is not pool:
-            members: dict[tuple[Any, ...], list[int]] = {}
+            groups: dict[tuple[Any, ...], list[int]] = {}
             first: list[Example] = []
-            for place, example in enumerate(pool):
-                places = members.setdefault(self._content(example), [])
+            silent = len(pool) < 20_000 or None
+            for place, example in enumerate(tqdm(pool, "reading the support set", leave=False, disable=silent)):
+                places = groups.setdefault(self._content(example), [])
                 if not places:
                     first.append(example)
                 places.append(place)
-            self._index = Index(pool, self._embed(first, (1.0, 1.0)), list(members.values()))
+            vectors = self._embed(first, (1.0, 1.0))
+            good = [row for row, example in enumerate(first) if not self._is_bad(example)]
+            members = list(groups.values())
+            self._index = Index(pool, vectors[good], [members[row] for row in good])
             self._found = {}
+        if self.image_store is not None:
+            self.bad_images |= self.image_store.bad
         return self._index
 
     def _content(self, example: Example) -> tuple[Any, ...]:
-        digests = tuple(self.contents.digest(picture) for picture in example.images) if self.image_store else ()
-        return digests, example.question if self.text_store else ""
+        """Equal for examples that have the same vector."""
+        images: tuple[str, ...] = ()
+        if self.image_store is not None:
+            try:
+                images = tuple(self.contents.digest(picture) for picture in example.images)
+            except BadImage:
+                images = (f"unreadable: {example.id}",)
+        return images, example.question if self.text_store is not None else ""
+
+    def _is_bad(self, example: Example) -> bool:
+        return self.image_store is not None and any(picture.name in self.image_store.bad for picture in example.images)
 
     def _embed(self, examples: Sequence[Example], weights: tuple[float, float]) -> torch.Tensor:
         """Vectors [n, d] whose dot products are the weighted sums of cosines, if one side carries the weights."""
         sides: list[Vectors] = []
         if self.image_store is not None:
-            sides.append(weights[0] * _image_vectors(examples, self.image_store))
+            sides.append(weights[0] * _image_vectors(examples, self.image_store, self.on_bad_image == "skip"))
         if self.text_store is not None:
             sides.append(weights[1] * self.text_store.texts([_question(example) for example in examples]))
         return torch.from_numpy(np.concatenate(sides, axis=1, dtype=np.float32))
@@ -209,12 +227,12 @@ class NearestText(Nearest):
         super().__init__(order=order, text_embedder=embedder, image_weight=0, cache=cache, device=device)
 
 
-def _image_vectors(examples: Sequence[Example], store: EmbeddingStore) -> Vectors:
+def _image_vectors(examples: Sequence[Example], store: EmbeddingStore, skip_bad: bool) -> Vectors:
     """One vector an example: the mean direction of its images."""
     for example in examples:
         if not example.images:
             raise OptionError(f"example {example.id!r} has no image to compare (use nearest_text, or image_weight=0)")
-    vectors = store.images([picture for example in examples for picture in example.images])
+    vectors = store.images([picture for example in examples for picture in example.images], skip_bad=skip_bad)
     starts = np.cumsum([0] + [len(example.images) for example in examples[:-1]])
     return normalized(np.add.reduceat(vectors, starts, axis=0))
 

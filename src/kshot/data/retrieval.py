@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from tqdm import tqdm
 
-from kshot.data.duplicates import Contents
+from kshot.data.candidates import Candidates, Contents
 from kshot.data.task import build
 from kshot.episode import Example
 from kshot.errors import OptionError
@@ -29,52 +29,6 @@ Order = Literal["given", "nearest_last", "nearest_first", "shuffled"]
 retrievers: Registry[Callable[..., Retriever]] = Registry(
     "retriever", "kshot.retrievers", ("kshot.data.retrieval", "kshot.data.nearest")
 )
-
-
-class Candidates:
-    """The examples of a support set that may be shown with a query; says why the others may not.
-
-    Nothing is looked at before it is asked about, so that a support set of any size costs the same.
-
-    Attributes:
-        unanswered: ids of the examples that were passed over because they have no answer.
-        clashes: ids of those that are the query or show its image.
-    """
-
-    def __init__(self, query: Example, pool: Sequence[Example], contents: Contents):
-        self.query, self.pool, self._contents = query, pool, contents
-        self.unanswered: set[str] = set()
-        self.clashes: set[str] = set()
-
-    def allows(self, index: int) -> bool:
-        """Whether the example at a place of the support set may be shown."""
-        example = self.pool[index]
-        if example.answer is None:
-            self.unanswered.add(example.id)
-        elif example.id == self.query.id or self._contents.overlap(example.images, self.query.images):
-            self.clashes.add(example.id)
-        else:
-            return True
-        return False
-
-    def among(self, indices: Iterator[int]) -> Iterator[int]:
-        """Those that may be shown, lazily and in the same order."""
-        return (index for index in indices if self.allows(index))
-
-    def too_few(self, shots: int, found: int) -> OptionError:
-        """The error for a support set that is large enough but holds too few examples that may be shown."""
-        reasons = [
-            f"{len(ids)} {reason}"
-            for ids, reason in (
-                (self.unanswered, "without answer"),
-                (self.clashes, "the query itself or with its image"),
-            )
-            if ids
-        ]
-        return OptionError(
-            f"{shots} shots, but only {found} of the {len(self.pool)} examples of the support set can be shown with query "
-            f"{self.query.id!r} ({', '.join(reasons) or 'the others are excluded'})"
-        )
 
 
 class Retriever(ABC):
@@ -91,8 +45,10 @@ class Retriever(ABC):
         order: see :data:`Order`; default: the class's ``default_order``.
 
     Attributes:
-        unanswered: ids of all examples passed over so far because they have no answer.
+        unanswered: ids of the examples passed over so far because they have no answer.
         clashes: number of times an example was passed over because it is the query or shows its image.
+        bad_images: names of pictures that cannot be decoded, with the reason; examples with them are passed over.
+        on_bad_image: ``"error"`` or ``"skip"`` (pass over, and enter in ``bad_images``). It concerns retrievers that decode.
     """
 
     name: ClassVar[str]
@@ -103,8 +59,14 @@ class Retriever(ABC):
     def __init__(self, *, order: Order | None = None):
         self.order = self._checked(order)
         self.contents = Contents()
+        self.on_bad_image: Literal["error", "skip"] = "error"
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was passed over."""
         self.unanswered: set[str] = set()
         self.clashes = 0
+        self.bad_images: dict[str, str] = {}
 
     @abstractmethod
     def pick(self, candidates: Candidates, shots: int, rng: np.random.Generator) -> list[int]:
@@ -162,7 +124,7 @@ class Retriever(ABC):
             return self
         other = copy(self)
         other.order = self._checked(order)
-        other.unanswered, other.clashes = set(), 0
+        other.reset()
         return other
 
     def describe(self) -> dict[str, Any]:
@@ -227,7 +189,7 @@ class Balanced(Retriever):
     def __init__(self, *, order: Order | None = None, classes: Sequence[str] | None = None):
         super().__init__(order=order)
         self.classes = tuple(classes) if classes is not None else None
-        self._grouped: tuple[Sequence[Example], dict[str, list[int]]] | None = None
+        self._grouped: tuple[Sequence[Example], dict[str, list[int]], list[str]] | None = None
 
     def pick(self, candidates: Candidates, shots: int, rng: np.random.Generator) -> list[int]:
         groups = self._groups(candidates)
@@ -256,8 +218,9 @@ class Balanced(Retriever):
     def _groups(self, candidates: Candidates) -> dict[str, list[int]]:
         query, pool = candidates.query, candidates.pool
         if self._grouped is None or self._grouped[0] is not pool:
-            self._grouped = (pool, self._by_class(pool))
-        groups = self._grouped[1]
+            self._grouped = (pool, *self._by_class(pool))
+        _, groups, unanswered = self._grouped
+        candidates.unanswered.update(unanswered)
         wanted = self.classes
         if wanted is None and query.choices and set(query.choices) == set(pool[0].choices):
             wanted = query.choices
@@ -270,12 +233,14 @@ class Balanced(Retriever):
                 )
         return {name: groups[name] for name in wanted}
 
-    def _by_class(self, pool: Sequence[Example]) -> dict[str, list[int]]:
+    def _by_class(self, pool: Sequence[Example]) -> tuple[dict[str, list[int]], list[str]]:
+        """Places in the pool by class, and the ids of examples without answer."""
         groups: dict[str, list[int]] = {}
+        unanswered: list[str] = []
         silent = len(pool) < 50_000 or None  # None: silent unless on a terminal
         for index, example in enumerate(tqdm(pool, "classes of the support set", leave=False, disable=silent)):
             if example.answer is None:
-                self.unanswered.add(example.id)
+                unanswered.append(example.id)
                 continue
             name = example.answer if isinstance(example.answer, str) else example.metadata.get("class")
             if name is None:
@@ -284,7 +249,7 @@ class Balanced(Retriever):
                     "(use another retriever)"
                 )
             groups.setdefault(str(name), []).append(index)
-        return groups
+        return groups, unanswered
 
 
 def generator(*parts: int | str) -> np.random.Generator:

@@ -1,14 +1,14 @@
-"""Whether two pictures show the same content, at the lowest cost.
+"""Which examples may be shown with a query: those with an answer that are neither the query nor show its image.
 
-Demonstrations must not show the query's image. Hashing both would read every file that is ever considered; most pairs are told
-apart by the sizes of the files alone.
+Hashing would read the file of every example that is ever considered; most pairs are told apart by the sizes of the files alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from kshot.errors import BadImage
+from kshot.episode import Example
+from kshot.errors import BadImage, OptionError
 from kshot.picture import ArchivePicture, BytesPicture, FilePicture, Picture, open_archive
 
 
@@ -59,6 +59,52 @@ class Contents:
         if place not in self._sizes:
             self._sizes[place] = _stored_size(picture)
         return self._sizes[place]
+
+
+class Candidates:
+    """The examples of a support set that may be shown with a query; says why the others may not.
+
+    Nothing is looked at before it is asked about, so that a support set of any size costs the same.
+
+    Attributes:
+        unanswered: ids of the examples that were passed over because they have no answer.
+        clashes: ids of those that are the query or show its image.
+    """
+
+    def __init__(self, query: Example, pool: Sequence[Example], contents: Contents):
+        self.query, self.pool, self._contents = query, pool, contents
+        self.unanswered: set[str] = set()
+        self.clashes: set[str] = set()
+
+    def allows(self, index: int) -> bool:
+        """Whether the example at a place of the support set may be shown."""
+        example = self.pool[index]
+        if example.answer is None:
+            self.unanswered.add(example.id)
+        elif example.id == self.query.id or self._contents.overlap(example.images, self.query.images):
+            self.clashes.add(example.id)
+        else:
+            return True
+        return False
+
+    def among(self, indices: Iterator[int]) -> Iterator[int]:
+        """Those that may be shown, lazily and in the same order."""
+        return (index for index in indices if self.allows(index))
+
+    def too_few(self, shots: int, found: int) -> OptionError:
+        """The error for a support set that is large enough but holds too few examples that may be shown."""
+        reasons = [
+            f"{len(ids)} {reason}"
+            for ids, reason in (
+                (self.unanswered, "without answer"),
+                (self.clashes, "the query itself or with its image"),
+            )
+            if ids
+        ]
+        return OptionError(
+            f"{shots} shots, but only {found} of the {len(self.pool)} examples of the support set can be shown with query "
+            f"{self.query.id!r} ({', '.join(reasons) or 'the others are excluded'})"
+        )
 
 
 def _place(picture: Picture) -> tuple[str, ...] | None:
