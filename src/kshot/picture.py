@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import warnings
 import zipfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -22,14 +21,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kshot.errors import BadImage, DataError
 
-MAX_PIXELS = 200_000_000
-"""Images of more pixels are refused: a small file can hold a picture that fills the memory (a "decompression bomb")."""
+MAX_PIXELS = 2 * 89_478_485
+"""Images of more pixels are refused: a small file can hold a picture that fills the memory (a "decompression bomb"). It is the number
+above which Pillow by itself refuses to open an image; between half of it and this, Pillow only warns."""
 
 PictureLike: TypeAlias = "Picture | Image.Image | str | os.PathLike[str] | bytes"
 
 
 class Picture:
     """An image that is decoded lazily. Subclasses say where its bytes come from.
+
+    Pictures of the same file, archive member or bytes are equal; nothing is read to find out.
 
     Attributes:
         name: where it is, for messages: a path, ``archive.zip!member``, or a description.
@@ -71,6 +73,12 @@ class FilePicture(Picture):
         self.path = Path(path)
         self.name = str(path)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FilePicture) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     def read(self) -> bytes:
         try:
             return self.path.read_bytes()
@@ -87,6 +95,12 @@ class ArchivePicture(Picture):
         self.archive, self.member = str(archive), member
         self.name = f"{archive}!{member}"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ArchivePicture) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     def read(self) -> bytes:
         try:
             return open_archive(self.archive).read(self.member)
@@ -101,6 +115,12 @@ class BytesPicture(Picture):
 
     def __init__(self, data: bytes, name: str = "image bytes"):
         self._data, self.name = data, name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BytesPicture) and self._data == other._data
+
+    def __hash__(self) -> int:
+        return hash(self._data)
 
     def read(self) -> bytes:
         return self._data
@@ -148,34 +168,34 @@ def decode(data: bytes, name: str) -> Image.Image:
     """Decode encoded bytes to an upright RGB image; ``name`` is used in messages. See :meth:`Picture.load`."""
     if not data:
         raise BadImage("image file is empty", file=name)
-    with warnings.catch_warnings():
-        # Pillow warns at 89 million pixels and raises at twice that; the one limit here is MAX_PIXELS, checked before decoding.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise BadImage(_too_large(width, height), file=name)
-                image.load()
-                return to_rgb(ImageOps.exif_transpose(image))
-        except BadImage:
-            raise
-        except Image.DecompressionBombError:
-            raise BadImage("image has too many pixels to be decoded safely", file=name) from None
-        except UnidentifiedImageError:
-            raise BadImage("not an image of a known format", file=name) from None
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise BadImage(f"image is truncated or damaged ({error})", file=name) from None
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:  # also where the user has switched off Pillow's own limit
+                raise BadImage(_too_large(width, height), file=name)
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except (BadImage, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        raise BadImage(f"image of more than {MAX_PIXELS:,} pixels; scale it down", file=name) from None
+    except UnidentifiedImageError:
+        raise BadImage("not an image of a known format", file=name) from None
+    except (
+        Exception
+    ) as error:  # on damaged files Pillow's decoders raise OSError, SyntaxError, RuntimeError, struct.error ...
+        raise BadImage(f"image is truncated or damaged ({error})", file=name) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow image as 8-bit RGB: transparency on white, 16 bits scaled to 8, everything else converted."""
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image).astype(np.float64)
-        # 16-bit data spans 0..65535; convert() would clip everything above 255 to white.
-        top = 255.0 if values.size == 0 or values.max() <= 255 else 65535.0
+        # 16-bit data spans 0..65535; convert() would clip everything above 255 to white. Floating point spans 0..1, as a rule.
+        peak = values.max() if values.size else 0.0
+        top = 1.0 if image.mode == "F" and peak <= 1 else 255.0 if peak <= 255 else 65535.0
         return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8)).convert("RGB")
     if "A" in image.mode or "transparency" in image.info:
         layer = image.convert("RGBA")
