@@ -36,7 +36,7 @@ def cider(predictions: Sequence[str], references: Sequence[Sequence[str]], *, to
         OptionError: unknown tokenizer, or no working Java where Java was asked for.
     """
     queries = [
-        Example(id=f"#{number}", references=texts if isinstance(texts, str) else tuple(texts))
+        Example(id=f"#{number}", references=(texts,) if isinstance(texts, str) else tuple(texts))
         for number, texts in enumerate(references)
     ]
     check("cider", predictions, queries)
