@@ -7,6 +7,7 @@ may be doubled or mirrored, as in real scripts. A sample moves the control point
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -101,7 +102,7 @@ def _bezier(control: Points) -> Points:
     steps = np.linspace(0, 1, 24)[:, None]
     curves = [p[None] for p in control]
     while len(curves) > 1:
-        curves = [a * (1 - steps) + b * steps for a, b in zip(curves, curves[1:], strict=False)]
+        curves = [a * (1 - steps) + b * steps for a, b in pairwise(curves)]
     return curves[0]
 
 

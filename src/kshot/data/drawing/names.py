@@ -11,15 +11,15 @@ import hashlib
 
 import numpy as np
 
-_ONSETS = tuple("b d f g h j k l m n p r s t v w z bl br dr fl fr gl gr kl kr pl pr sk sl sn st tr".split())
+_ONSETS = tuple("b d f g h j k l m n p r s t v w z bl br dr fl fr gl gr kl kr pl pr sk sl sn st tr".split())  # noqa: SIM905
 _VOWELS = tuple("aeiou")
-_CODAS = tuple("b d f g k l m n p r s t x z ck ld lm nd ng nt rk rn sh st".split())
+_CODAS = tuple("b d f g k l m n p r s t x z ck ld lm nd ng nt rk rn sh st".split())  # noqa: SIM905
 _ENDINGS = ("", "", "", "a", "o", "i", "et", "er", "in", "on", "us", "ul", "ie", "ane", "ock")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 # Stems that would read as something rude, hateful or sexual in English, alone or inside a longer name.
 _AVOIDED = frozenset(
-    "arse ass bast bit bitch bob boob bum butt cock coc coon crap cum cunt damn dick dik dork drug fag fart fat fok fuck fuk "
+    "arse ass bast bit bitch bob boob bum butt cock coc coon crap cum cunt damn dick dik dork drug fag fart fat fok fuck fuk "  # noqa: SIM905
     "fuc gas gay god gook gimp hag hell hit hoe homo jap jesus jew jerk kil kill kok knob kum kunt lesb lust minge mong naz nig "
     "nud paki pen pim piss pis poof poon porn prick prik pus rap rat sad sex shag shit shat sit sik slag slut snat spas spast "
     "spic stab tard tit tits tos turd twat vag wank wop whore".split()

@@ -1,0 +1,108 @@
+"""Train the embedded model from nothing: pictures, tokenizer, vision tower, language model, export.
+
+Budgets are in steps and every random choice derives from (seed, step), so the same arguments on the same machine and software give the
+same weights, whether a run was interrupted or not.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kshot.errors import OptionError
+from kshot.training.tiny_banks import Banks, build_banks
+from kshot.training.tiny_export import export
+from kshot.training.tiny_language import Features, Mixture, fold, train_language
+from kshot.training.tiny_model import ImageEncoder, TinyShape, build_model
+from kshot.training.tiny_tokenizer import build_tokenizer
+from kshot.training.tiny_vision import train_vision
+
+
+def train_tiny(
+    out: str,
+    *,
+    omniglot: str | None = None,
+    vision_steps: int = 10000,
+    language_steps: int = 3000,
+    short_steps: int = 500,
+    single_steps: int = 300,
+    invented: int = 10000,
+    drawings: int = 12,
+    merged: int = 3000,
+    scenes: int = 40000,
+    batch_classes: int = 72,
+    batch_tokens: int = 6500,
+    seed: int = 0,
+    compile: bool = True,
+    workers: int = 2,
+    work: str | None = None,
+    quick: bool = False,
+) -> Path:
+    """Train a tiny LLaVA that learns from context, and write it as a Hugging Face folder.
+
+    Args:
+        out: the model folder to write.
+        omniglot: archive of Omniglot characters for training (``images_background_small1.zip``); without it, all characters are
+            invented, and real handwriting is recognised less well.
+        vision_steps: steps of the vision tower.
+        language_steps: steps of the language model.
+        short_steps: how many of them use the short wording only.
+        single_steps: how many of them use labels of a single token only.
+        invented, drawings: invented characters, and drawings of each.
+        merged: characters merged from two real ones.
+        scenes: scenes of each kind.
+        batch_classes: character classes in a vision batch.
+        batch_tokens: tokens in a language batch, about.
+        seed: everything derives from it.
+        compile: use torch.compile for training (about twice as fast; needs a C++ compiler; rounds differently).
+        workers: processes that draw.
+        work: folder of pictures and checkpoints, from which an interrupted run resumes (default: ``<out>.work``).
+        quick: a run of seconds with tiny budgets that exercises every part and learns nothing.
+
+    Returns:
+        The model folder.
+    """
+    if min(vision_steps, language_steps) < 1:
+        raise OptionError("vision_steps and language_steps must be at least 1")
+    if quick:
+        vision_steps, language_steps, short_steps, single_steps = 4, 4, 2, 1
+        invented, drawings, merged, scenes, batch_classes, batch_tokens = 40, 5, 2 if omniglot else 0, 300, 9, 900
+        compile, workers = False, 1
+    folder = Path(work) if work is not None else Path(f"{os.fspath(out).rstrip('/')}.work")
+    banks: Banks = build_banks(
+        folder / "pictures",
+        omniglot=omniglot,
+        invented=invented,
+        drawings=drawings,
+        merged=merged,
+        scenes=scenes,
+        seed=seed,
+        workers=workers,
+    )
+    shape = TinyShape()
+    tokenizer = build_tokenizer(seed=seed, positions=shape.positions)
+    model = build_model(shape, tokenizer, seed)
+    train_vision(
+        model,
+        banks,
+        folder / "vision.safetensors",
+        steps=vision_steps,
+        classes=batch_classes,
+        seed=seed,
+        compile=compile,
+    )
+    features = Features(ImageEncoder(model), banks)
+    language = train_language(
+        model,
+        tokenizer,
+        features,
+        folder / "language.safetensors",
+        steps=language_steps,
+        short_steps=short_steps,
+        single_steps=single_steps,
+        mixture=Mixture(tokens=batch_tokens),
+        seed=seed,
+        compile=compile,
+    )
+    fold(model, language, features)
+    return export(model, tokenizer, out, patch=shape.patch)

@@ -1,0 +1,169 @@
+"""Episodes for the embedded model: which pictures, under which labels, and which answers count.
+
+Three kinds. *Characters*: n classes under names drawn anew for every episode. *Scenes*: one attribute is named in plain words, and the
+context must reveal which. *Renamed scenes*: the values of one attribute go under other words, so that knowing the word is of no use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kshot.data.drawing import SCENE_TASKS, invent_name, random_letters
+from kshot.training.tiny_words import WORDS
+
+Namer = Callable[[np.random.Generator, int], list[str]]
+
+
+@dataclass(frozen=True)
+class TinyEpisode:
+    """Pictures and their labels in the order in which they are shown; the last one is the query.
+
+    Attributes:
+        source: index of the bank that the pictures are from.
+        pictures: (n,) flat indices into it.
+        labels: n labels.
+        graded: (n,) whether the context gives what is needed to answer; ungraded answers are no part of the loss.
+    """
+
+    source: int
+    pictures: NDArray[np.int64]
+    labels: list[str]
+    graded: NDArray[np.bool_]
+
+
+def training_names(rng: np.random.Generator, count: int) -> list[str]:
+    """Distinct names as training episodes use them: all of one kind, or of mixed kinds."""
+    kinds: tuple[tuple[float, Callable[[], str]], ...] = (
+        (0.50, lambda: invent_name(rng, seen=True)),
+        (0.12, lambda: random_letters(rng, int(rng.integers(1, 11)))),
+        (0.22, lambda: str(rng.choice(WORDS))),
+        (0.08, lambda: str(rng.choice(SCENE_WORDS))),
+        (0.08, lambda: invent_name(rng, seen=True).capitalize()),
+    )
+    weights = np.array([w for w, _ in kinds])
+    kind = kinds[int(rng.choice(len(kinds), p=weights))][1] if rng.random() < 0.8 else None
+    if kind is not None and kind is kinds[3][1] and count > len(SCENE_WORDS):
+        kind = None
+    names: list[str] = []
+    while len(names) < count:
+        name = kind() if kind is not None else kinds[int(rng.choice(len(kinds), p=weights))][1]()
+        if name not in names:
+            names.append(name)
+        elif kind is kinds[1][1]:
+            names.append(random_letters(rng, 10))  # one-letter strings run out
+    return names
+
+
+def unseen_names(rng: np.random.Generator, count: int) -> list[str]:
+    """Distinct names of the family that no training episode uses."""
+    names: list[str] = []
+    while len(names) < count:
+        if (name := invent_name(rng, seen=False)) not in names:
+            names.append(name)
+    return names
+
+
+SCENE_WORDS = tuple(dict.fromkeys(w for words in SCENE_TASKS.values() for w in words))
+
+
+def character_episode(
+    rng: np.random.Generator,
+    source: int,
+    classes: int,
+    drawings: int,
+    *,
+    pictures: int,
+    ways: int,
+    names: Namer,
+    balanced: bool = False,
+) -> TinyEpisode:
+    """An n-way episode over the classes of a bank.
+
+    Args:
+        rng: randomness.
+        source, classes, drawings: the bank and its shape.
+        pictures: demonstrations and query together.
+        ways: number of classes.
+        names: makes their names.
+        balanced: each class is shown equally often before the query (testing); else any order, a class may be missing.
+    """
+    chosen = rng.choice(classes, ways, replace=False)
+    order = _order(rng, ways, pictures, balanced)
+    stacks = [_drawings(rng, drawings, int((order == way).sum())) for way in range(ways)]
+    picked = np.array([chosen[way] * drawings + stacks[way].pop() for way in order], np.int64)
+    words = names(rng, ways)
+    return TinyEpisode(source, picked, [words[way] for way in order], _shown_before(order))
+
+
+def scene_episode(
+    rng: np.random.Generator, source: int, attributes: NDArray[np.int64], *, pictures: int, task: int | None = None
+) -> TinyEpisode:
+    """Any scenes, labelled by the words of one attribute. All answers are graded: the first one teaches which words occur at all."""
+    task = int(rng.integers(len(SCENE_TASKS))) if task is None else task
+    words = list(SCENE_TASKS.values())[task]
+    picked = rng.integers(len(attributes), size=pictures)
+    return TinyEpisode(source, picked, [words[v] for v in attributes[picked, task]], np.ones(pictures, bool))
+
+
+def renamed_episode(
+    rng: np.random.Generator,
+    source: int,
+    by_value: Sequence[Sequence[NDArray[np.int64]]],
+    *,
+    pictures: int,
+    ways: int,
+    names: Namer | None,
+    task: int | None = None,
+    balanced: bool = False,
+) -> TinyEpisode:
+    """An n-way episode over values of one attribute of scenes, all else at random.
+
+    Args:
+        rng, source, pictures, ways, balanced: as in :func:`character_episode`; ``ways`` is cut to the number of values.
+        by_value: per attribute and value, indices of the scenes that have it.
+        names: makes the labels; ``None``: the attribute's own words, each for another value than its own.
+        task: index of the attribute; ``None``: any.
+    """
+    task = int(rng.integers(len(SCENE_TASKS))) if task is None else task
+    words = list(SCENE_TASKS.values())[task]
+    present = [value for value, scenes in enumerate(by_value[task]) if len(scenes)]  # held-out pairs lack two colours
+    ways = min(ways, len(present))
+    values = rng.choice(present, ways, replace=False)
+    order = _order(rng, ways, pictures, balanced)
+    picked = np.array([rng.choice(by_value[task][values[way]]) for way in order], np.int64)
+    labels = [words[v] for v in np.roll(values, 1)] if names is None else names(rng, ways)
+    return TinyEpisode(source, picked, [labels[way] for way in order], _shown_before(order))
+
+
+def scenes_by_value(attributes: NDArray[np.int64]) -> list[list[NDArray[np.int64]]]:
+    """Per attribute and value, the indices of the scenes that have it."""
+    return [
+        [np.flatnonzero(attributes[:, task] == value) for value in range(len(words))]
+        for task, words in enumerate(SCENE_TASKS.values())
+    ]
+
+
+def _order(rng: np.random.Generator, ways: int, pictures: int, balanced: bool) -> NDArray[np.int64]:
+    """Which class each picture shows."""
+    if balanced:
+        repeats = -(-(pictures - 1) // ways)
+        shown = rng.permutation(np.repeat(np.arange(ways), repeats))[: pictures - 1]
+        return np.append(shown, rng.choice(shown))
+    order = rng.integers(ways, size=pictures)
+    if pictures > ways and rng.random() < 0.6:  # every class at least once before the query
+        order[:-1] = rng.permutation(np.concatenate([np.arange(ways), order[ways:-1]]))
+    return order
+
+
+def _shown_before(order: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return np.array([way in order[:i] for i, way in enumerate(order)])
+
+
+def _drawings(rng: np.random.Generator, drawings: int, count: int) -> list[int]:
+    """Drawings of a class, all different as long as there are enough."""
+    picked = list(rng.permutation(drawings)[:count])
+    return picked + list(rng.integers(drawings, size=count - len(picked)))

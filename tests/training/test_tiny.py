@@ -1,0 +1,260 @@
+"""The generated worlds, the embedded model's recipe at the smallest scale, and what it must guarantee."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from kshot.data.drawing import SCENE_TASKS, Scene, draw_glyph, invent_name, is_held_out, random_letters
+from kshot.episode import Episode, Example
+from kshot.picture import as_picture
+from kshot.prompt import render_chat, render_plain
+from kshot.training import tiny_prompts as prompts
+from kshot.training.tiny import train_tiny
+from kshot.training.tiny_banks import EDGE, attribute_indices, build_banks, to_pixels
+from kshot.training.tiny_batches import IGNORED, Encoder
+from kshot.training.tiny_episodes import (
+    character_episode,
+    renamed_episode,
+    scenes_by_value,
+    training_names,
+    unseen_names,
+)
+from kshot.training.tiny_export import build_processor
+from kshot.training.tiny_language import Features, Mixture, TinyLanguage, fold, single_token_namer, train_language
+from kshot.training.tiny_model import ImageEncoder, TinyShape, build_model, normalise
+from kshot.training.tiny_tokenizer import build_tokenizer
+from kshot.training.tiny_vision import train_vision
+
+HASH = """
+import hashlib
+from kshot.data.drawing import Scene, draw_glyph
+data = b"".join([draw_glyph(7, 3).tobytes(), Scene.random(11).draw(48).tobytes()])
+print(hashlib.sha256(data).hexdigest())
+"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(vocabulary=600)
+
+
+@pytest.fixture(scope="module")
+def banks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("banks")
+    return build_banks(folder, omniglot=None, invented=30, drawings=5, merged=0, scenes=200, seed=0, workers=1)
+
+
+@pytest.fixture
+def tiny(tokenizer):
+    return build_model(TinyShape(vision_width=32, vision_layers=1, width=32, layers=2, head_dim=8), tokenizer, seed=0)
+
+
+def test_drawings_are_the_same_in_another_process():
+    elsewhere = subprocess.run([sys.executable, "-c", HASH], capture_output=True, text=True, check=True).stdout.strip()
+    draw_glyph(1, 1), Scene.random(1).draw()  # other drawings before must not matter
+    here = hashlib.sha256(draw_glyph(7, 3).tobytes() + Scene.random(11).draw(48).tobytes()).hexdigest()
+    assert here == elsewhere
+
+
+def test_drawings_differ_between_classes_and_samples():
+    pictures = {draw_glyph(c, i).tobytes() for c in range(4) for i in range(4)}
+    assert len(pictures) == 16
+    assert draw_glyph(0, 0, size=40).size == (40, 40)
+
+
+def test_held_out_pairs_are_drawn_only_when_asked_for():
+    seen, held = [Scene.random(i) for i in range(300)], [Scene.random(i, held_out=True) for i in range(300)]
+    assert not any(is_held_out(s.colour, s.shape) for s in seen)
+    assert all(is_held_out(s.colour, s.shape) for s in held)
+    for name, words in SCENE_TASKS.items():
+        assert {getattr(s, name) for s in seen} == set(words)
+
+
+def test_training_scenes_never_show_a_held_out_pair(banks):
+    colours, shapes = SCENE_TASKS["colour"], SCENE_TASKS["shape"]
+    for attributes in (banks.attributes, banks.free_attributes):
+        named = attributes[attributes[:, 0] >= 0]
+        assert len(named)
+        assert not any(is_held_out(colours[a[0]], shapes[a[1]]) for a in named)
+
+
+def test_names_of_the_two_families_are_disjoint():
+    rng = np.random.default_rng(0)
+    seen = {invent_name(rng, seen=True) for _ in range(3000)}
+    unseen = {invent_name(rng, seen=False) for _ in range(3000)}
+    assert not seen & unseen
+    assert all(name.isalpha() and name.islower() for name in seen | unseen)
+    assert len(random_letters(rng, 6)) == 6
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text())
+def test_tokenizer_gives_back_any_text(tokenizer, text):
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    specials = [t for t in tokenizer.all_special_tokens if t in text]
+    if not specials:
+        assert tokenizer.decode(ids) == text
+
+
+def test_labels_have_the_same_tokens_wherever_they_stand(tokenizer):
+    encoder = Encoder(tokenizer, 4)
+    rng = np.random.default_rng(0)
+    for number in range(200):
+        wording = prompts.random_wording(rng) if number % 4 else prompts.held_out_wording(rng)
+        label = training_names(rng, 1)[0]
+        text = wording.middle + label + wording.after
+        pieces = encoder.ids(wording.middle) + encoder.ids(label) + encoder.ids(wording.after)
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == pieces, text
+
+
+@pytest.mark.parametrize("template", [prompts.LIVE, prompts.PLAIN, prompts.CAPTION, prompts.LINK, prompts.DIALOGUE])
+def test_wordings_are_what_evaluation_writes(tokenizer, template):
+    episode = _written_episode()
+    wording = prompts.plain_wording(template, "What is it?")
+    assert render_plain(episode, template).text() == _written(wording, ["blon", "kip"])
+
+
+@pytest.mark.parametrize("instruction", ["", "Name the image.\n"])
+def test_chat_wording_is_what_the_chat_template_writes(tokenizer, instruction):
+    processor = build_processor(tokenizer, 16)
+    episode = _written_episode(instruction)
+    prompt = render_chat(episode, prompts.PLAIN, processor.apply_chat_template, "<image>")
+    assert prompt.text() == _written(prompts.chat_wording("What is it?", instruction), ["blon", "kip"])
+
+
+def test_a_batch_grades_exactly_the_answers_and_their_ends(tokenizer):
+    encoder = Encoder(tokenizer, 4)
+    rng = np.random.default_rng(0)
+    episode = character_episode(rng, 0, 9, 9, pictures=6, ways=2, names=unseen_names, balanced=False)
+    wording = prompts.plain_wording(prompts.LIVE, "What is it?")
+    batch = encoder.batch([episode], [wording], [True])
+    expected = [
+        t
+        for n, g in zip(episode.labels, episode.graded, strict=True)
+        if g
+        for t in [*encoder.ids(n), encoder.ids(".")[0]]
+    ]
+    assert batch.targets[batch.targets != IGNORED].tolist() == expected
+    following = batch.ids[0, 1:]
+    graded = (batch.targets[0, :-1] != IGNORED) & (
+        torch.arange(len(following)) < len(following) - len(encoder.ids(episode.labels[-1]))
+    )
+    assert torch.equal(following[graded], batch.targets[0, :-1][graded])
+    placeholders = (batch.ids[0] == encoder.image).nonzero().flatten().tolist()
+    assert placeholders == [p for _, p in batch.image_at.tolist()]
+    assert len(placeholders) == 6 * 4
+
+
+def test_renamed_labels_follow_the_attribute_and_nothing_else():
+    scenes = [Scene.random(i) for i in range(400)]
+    attributes = np.array([attribute_indices(s) for s in scenes])
+    rng = np.random.default_rng(0)
+    for task in range(len(SCENE_TASKS)):
+        episode = renamed_episode(
+            rng, 0, scenes_by_value(attributes), pictures=9, ways=2, names=unseen_names, task=task, balanced=True
+        )
+        values = attributes[episode.pictures, task]
+        assert len({(v, n) for v, n in zip(values, episode.labels, strict=True)}) == 2
+        assert episode.graded[-1]
+
+
+def test_training_sees_what_the_processor_makes_of_an_image(tokenizer):
+    image = draw_glyph(3, 1, size=105)
+    theirs = build_processor(tokenizer, 16).image_processor([image], return_tensors="pt")["pixel_values"]
+    assert theirs.shape == (1, 3, EDGE, EDGE)
+    torch.testing.assert_close(theirs, normalise(torch.from_numpy(to_pixels(image))[None]), atol=1e-6, rtol=0)
+
+
+def test_folding_leaves_a_plain_llava_with_the_same_logits(tiny, tokenizer, banks):
+    features = Features(ImageEncoder(tiny.eval()), banks)
+    language = TinyLanguage(tiny, 0)
+    rng = np.random.default_rng(1)
+    episode = character_episode(rng, 0, *features.shapes[0], pictures=3, ways=2, names=unseen_names)
+    batch = Encoder(tokenizer, 4).batch([episode], [prompts.chat_wording("What is it?")], [True])
+    with torch.no_grad():
+        ours = language.head(language.states(language.embed(batch, features.look_up(batch)))[0])
+        fold(tiny, language, features)
+        pixels = normalise(torch.from_numpy(banks.characters[0].reshape(-1, EDGE, EDGE)[episode.pictures]))
+        theirs = tiny(input_ids=batch.ids, pixel_values=pixels).logits
+    assert (ours - theirs).abs().max() < 0.05 * ours.abs().max()  # features are kept in half precision
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(tokenizer, banks, tmp_path):
+    shape = TinyShape(vision_width=32, vision_layers=1, width=32, layers=1, head_dim=8)
+
+    def run(name: str, parts: list[int]) -> dict[str, torch.Tensor]:
+        for stop in parts:
+            model = build_model(shape, tokenizer, seed=0)
+            train_vision(
+                model,
+                banks,
+                tmp_path / f"{name}-v.safetensors",
+                steps=3,
+                classes=4,
+                scenes=8,
+                save_every=1,
+                stop_after=stop,
+            )
+        for stop in parts:
+            features = Features(ImageEncoder(model), banks)
+            fresh = build_model(shape, tokenizer, seed=0)
+            fresh.model.vision_tower.load_state_dict(model.model.vision_tower.state_dict())
+            path = tmp_path / f"{name}-l.safetensors"
+            options = {"steps": 3, "short_steps": 1, "single_steps": 1, "mixture": Mixture(tokens=400), "save_every": 1}
+            train_language(fresh, tokenizer, features, path, stop_after=stop, **options)
+        return load_file(tmp_path / f"{name}-v.safetensors") | load_file(path)
+
+    once, twice = run("once", [3]), run("twice", [2, 3])
+    assert once.keys() == twice.keys()
+    assert all(torch.equal(once[key], twice[key]) for key in once)
+
+
+def test_single_token_names_are_single_tokens(tokenizer):
+    names = single_token_namer(tokenizer)(np.random.default_rng(0), 20)
+    assert len(set(names)) == 20
+    assert all(len(tokenizer(n, add_special_tokens=False)["input_ids"]) == 1 for n in names)
+
+
+def test_the_whole_recipe_writes_a_folder_that_loads_and_answers(tmp_path):
+    folder = train_tiny(str(tmp_path / "tiny"), quick=True)
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(folder)
+    assert processor.tokenizer.padding_side == "left"
+    ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert set(ends) == {processor.tokenizer.eos_token_id, processor.tokenizer.convert_tokens_to_ids("<|end|>")}
+    assert sum(f.stat().st_size for f in Path(folder).iterdir()) < 6_000_000
+    images = [draw_glyph(1, 0), Image.new("L", (9, 5)), draw_glyph(1, 1)]
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "blon"}]},
+    ]
+    text = processor.apply_chat_template([*messages, *messages, messages[0]], add_generation_prompt=True)
+    inputs = processor(images=images, text=text, return_tensors="pt")
+    assert (inputs["input_ids"][0] == processor.tokenizer.bos_token_id).sum() == 1
+    out = model.generate(**inputs, max_new_tokens=3)
+    assert out.shape[1] > inputs["input_ids"].shape[1]
+
+
+def _written_episode(instruction: str | None = None) -> Episode:
+    picture = as_picture(Image.new("RGB", (8, 8)))
+    examples = [
+        Example(id=str(i), images=(picture,), question="What is it?", answer=a)
+        for i, a in enumerate(("blon", "kip", "blon"))
+    ]
+    return Episode(demonstrations=tuple(examples[:2]), query=examples[2], instruction=instruction)
+
+
+def _written(wording: prompts.Wording, labels: list[str]) -> str:
+    shown = "".join(f"{wording.before}<image>{wording.middle}{label}{wording.after}" for label in labels)
+    return wording.start + shown.removeprefix(wording.opened) + f"{wording.query_before}<image>{wording.query_middle}"
