@@ -55,6 +55,7 @@ def test_names_are_verbatim_or_invented(annotated: Path) -> None:
 def test_a_query_in_its_own_list_is_not_shown(tmp_path: Path) -> None:
     rows = isekai_rows(tmp_path)
     rows[0]["image_name"] = rows[0]["positive_list"][1]  # type: ignore[index]
+    rows[0]["positive_list"].append(rows[0]["image_name"])  # type: ignore[attr-defined]
     task = Isekai(file=write_jsonl(tmp_path / "a.json", rows))
     query = task.queries[0]
     pool = task.pool(query)

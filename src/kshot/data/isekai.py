@@ -106,9 +106,10 @@ class Isekai(ConceptTask):
 
     def draw(self, index: int) -> Draw:
         record = self.records[index]
+        # A picture that is listed twice counts once: leaving out the query must leave out all of it.
         sides = [
-            (record.positive_name, record.positive, "positive"),
-            (record.negative_name, record.negative, "negative"),
+            (record.positive_name, tuple(dict.fromkeys(record.positive)), "positive"),
+            (record.negative_name, tuple(dict.fromkeys(record.negative)), "negative"),
         ]
         if generator(self.seed, "order", index).integers(2):
             sides.reverse()
@@ -136,7 +137,7 @@ class Isekai(ConceptTask):
         need = self.shots_per_class
         for number, record in enumerate(self.records, 1):
             for name, side in ((record.positive_name, record.positive), (record.negative_name, record.negative)):
-                count = sum(path != record.image for path in side)
+                count = len(set(side) - {record.image})
                 if count < need:
                     raise DataError(
                         f"{count} pictures of {name!r} beside the query {record.image}, {need} shots per class",
