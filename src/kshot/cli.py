@@ -126,23 +126,25 @@ def _parse(name: str, command: Command, function: Callable[..., Any], words: lis
         parsed = parser.parse_args([names(word) for word in words])
     except ArgumentError as error:
         raise KshotError(f"{error} (kshot {name} --help lists all options)") from None
-    values = parser.instantiate_classes(parsed).as_dict()
-    return {key: value for key, value in values.items() if key in inspect.signature(function).parameters}
+    values = {k: v for k, v in parsed.as_dict().items() if k in inspect.signature(function).parameters}
+    for part in GROUPS:
+        if values.get(f"{part}_options"):
+            values[f"{part}_options"] = typed(part, values.get(part), values[f"{part}_options"])
+    return values
 
 
 def build_parser(name: str, command: Command, function: Callable[..., Any]) -> ArgumentParser:
     """The parser of one command."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(
-        prog=f"kshot {name}", description=inspect.getdoc(function).splitlines()[0], exit_on_error=False
-    )  # type: ignore[union-attr]
+    described = (inspect.getdoc(function) or command.summary).splitlines()[0]
+    parser = ArgumentParser(prog=f"kshot {name}", description=described, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parameters = inspect.signature(function).parameters
     # Parts can be given as objects in Python; on the command line they are names.
     named = {part for part in GROUPS if part in parameters}
     options = {f"{part}_options" for part in GROUPS} & set(parameters)
-    own = {*named, *options, *([command.positional] if command.positional else [])}
+    own: set[str | int] = {*named, *options, *([command.positional] if command.positional else [])}
     for part in (p for p in parameters if p in named):
         needed = parameters[part].default is inspect.Parameter.empty
         parser.add_argument(
@@ -161,6 +163,47 @@ def build_parser(name: str, command: Command, function: Callable[..., Any]) -> A
     for option in sorted(options):
         parser.add_argument(f"--{option}", type=dict[str, Any], default={}, help=_help(function, option))
     return parser
+
+
+def typed(part: str, name: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """A part's options in the types that it declares, lists from text with commas.
+
+    Raises:
+        KshotError: a value is of another type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    maker = _maker(part, name)
+    known = inspect.signature(maker).parameters if maker else {}
+    if maker is None or not set(options) <= set(known):
+        return options  # the part itself says which options it has
+    given = {
+        key: value.split(",") if isinstance(value, str) and "Sequence[" in str(known[key].annotation) else value
+        for key, value in options.items()
+    }
+    parser = ArgumentParser(exit_on_error=False)
+    add = parser.add_class_arguments if inspect.isclass(maker) else parser.add_function_arguments
+    add(maker, as_group=False, fail_untyped=False, skip=set(known) - set(given), sub_configs=False)
+    try:
+        parser.parse_object(given)
+    except ArgumentError as error:
+        raise KshotError(f"{part} {name!r}: {error}") from None
+    return given
+
+
+def _maker(part: str, name: str | None) -> Callable[..., Any] | None:
+    """What makes the part of that name; ``None`` if there is none."""
+    if name is None:
+        return None
+    if part == "model":
+        from kshot.models import load_model
+
+        return load_model
+    from kshot.data.retrieval import retrievers
+    from kshot.data.task import tasks
+
+    registry: Registry[Any] = tasks if part == "task" else retrievers
+    return registry.get(name) if name in registry else None
 
 
 class Names:
@@ -186,7 +229,8 @@ class Names:
             return word
         option, equals, value = word[2:].partition("=")
         name, dot, inner = option.replace("-", "_").partition(".")
-        name = SHORT.get(name, name)
+        if name not in self.own and SHORT.get(name) in self.own:
+            name = SHORT[name]
         if dot and name in self.parts:
             name = f"{name}_options"
         elif not dot and name not in self.own:
@@ -200,18 +244,8 @@ class Names:
     @cache  # noqa: B019 - lives as long as one command line
     def _options(self, part: str) -> set[str]:
         """The options that the named part takes; none if it is named wrongly, which is found out later."""
-        name = _value_of(part, self.words)
-        if part == "model":
-            if name is None:
-                return set()
-            from kshot.models import load_model
-
-            return set(inspect.signature(load_model).parameters) - {"id_or_path"}
-        from kshot.data.retrieval import retrievers
-        from kshot.data.task import tasks
-
-        registry: Registry[Any] = tasks if part == "task" else retrievers
-        return set(inspect.signature(registry.get(name)).parameters) if name in registry else set()
+        maker = _maker(part, _value_of(part, self.words))
+        return set(inspect.signature(maker).parameters) - {"id_or_path"} if maker else set()
 
 
 def _value_of(option: str, words: Sequence[str]) -> str | None:

@@ -237,8 +237,9 @@ class Run:
                 )  # read before asking whether it is finished: merging removes the journals
                 left = [] if self.folder.finished(cell.name) else [step for step in own if step not in done]
                 bar.update(sum(size[step] for step in own if step not in left))
-                episodes = self.episodes(cell) if left else None
-                for step in left if episodes else ():
+                if left:
+                    episodes = self.episodes(cell)
+                for step in left:
                     first, last = self.bounds[step]
                     rows = self.answering.rows(episodes(self.queries[first:last]))
                     self.folder.append(cell.name, step, rows, self.worker.rank)
