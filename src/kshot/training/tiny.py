@@ -11,8 +11,9 @@ from pathlib import Path
 
 from kshot.errors import OptionError
 from kshot.training.tiny_banks import Banks, build_banks
+from kshot.training.tiny_checkpoint import checkpoint_step, load_checkpoint
 from kshot.training.tiny_export import export
-from kshot.training.tiny_language import Features, Mixture, fold, train_language
+from kshot.training.tiny_language import Features, Mixture, TinyLanguage, fold, train_language
 from kshot.training.tiny_model import ImageEncoder, TinyShape, build_model
 from kshot.training.tiny_tokenizer import build_tokenizer
 from kshot.training.tiny_vision import train_vision
@@ -23,15 +24,17 @@ def train_tiny(
     *,
     omniglot: str | None = None,
     vision_steps: int = 10000,
-    language_steps: int = 3000,
-    short_steps: int = 500,
-    single_steps: int = 300,
+    language_steps: int = 3600,
+    early_vision: int = 6000,
+    early_language: int = 800,
+    short_steps: int = 400,
+    single_steps: int = 250,
     invented: int = 10000,
     drawings: int = 12,
     merged: int = 3000,
     scenes: int = 40000,
     batch_classes: int = 72,
-    batch_tokens: int = 6500,
+    batch_tokens: int = 6000,
     seed: int = 0,
     compile: bool = True,
     workers: int = 2,
@@ -46,7 +49,10 @@ def train_tiny(
             invented, and real handwriting is recognised less well.
         vision_steps: steps of the vision tower.
         language_steps: steps of the language model.
-        short_steps: how many of them use the short wording only.
+        early_vision, early_language: the first ``early_language`` steps of the language model look through the vision tower as it was
+            after ``early_vision`` steps, the rest through the finished one. (What is learnt first is hardly about vision, and
+            on two cores both halves can then be trained side by side.)
+        short_steps: how many of the language model's steps use the short wording only.
         single_steps: how many of them use labels of a single token only.
         invented, drawings: invented characters, and drawings of each.
         merged: characters merged from two real ones.
@@ -64,8 +70,10 @@ def train_tiny(
     """
     if min(vision_steps, language_steps) < 1:
         raise OptionError("vision_steps and language_steps must be at least 1")
+    if not 1 <= early_vision <= vision_steps and not quick:
+        raise OptionError(f"early_vision must be between 1 and vision_steps ({vision_steps}), not {early_vision}")
     if quick:
-        vision_steps, language_steps, short_steps, single_steps = 4, 4, 2, 1
+        vision_steps, early_vision, language_steps, early_language, short_steps, single_steps = 4, 2, 4, 2, 2, 1
         invented, drawings, merged, scenes, batch_classes, batch_tokens = 40, 5, 2 if omniglot else 0, 300, 9, 900
         compile, workers = False, 1
     folder = Path(work) if work is not None else Path(f"{os.fspath(out).rstrip('/')}.work")
@@ -82,27 +90,37 @@ def train_tiny(
     shape = TinyShape()
     tokenizer = build_tokenizer(seed=seed, positions=shape.positions)
     model = build_model(shape, tokenizer, seed)
+    checkpoint = folder / "vision.safetensors"
     train_vision(
         model,
         banks,
-        folder / "vision.safetensors",
+        checkpoint,
         steps=vision_steps,
         classes=batch_classes,
         seed=seed,
+        snapshots=(early_vision,),
         compile=compile,
     )
+
+    def language_until(features: Features, stop: int) -> TinyLanguage:
+        return train_language(
+            model,
+            tokenizer,
+            features,
+            folder / "language.safetensors",
+            steps=language_steps,
+            short_steps=short_steps,
+            single_steps=single_steps,
+            mixture=Mixture(tokens=batch_tokens),
+            seed=seed,
+            compile=compile,
+            stop_after=stop,
+        )
+
+    if checkpoint_step(folder / "language.safetensors") < early_language:
+        early = ImageEncoder(build_model(shape, tokenizer, seed).eval())
+        load_checkpoint(checkpoint.with_name(f"vision-{early_vision}.safetensors"), {"encoder": early})
+        language_until(Features(early, banks), early_language)
     features = Features(ImageEncoder(model), banks)
-    language = train_language(
-        model,
-        tokenizer,
-        features,
-        folder / "language.safetensors",
-        steps=language_steps,
-        short_steps=short_steps,
-        single_steps=single_steps,
-        mixture=Mixture(tokens=batch_tokens),
-        seed=seed,
-        compile=compile,
-    )
-    fold(model, language, features)
+    fold(model, language_until(features, language_steps), features)
     return export(model, tokenizer, out, patch=shape.patch)

@@ -52,5 +52,13 @@ def load_checkpoint(
     return step
 
 
+def checkpoint_step(path: str | os.PathLike[str]) -> int:
+    """Steps done by the run that wrote a checkpoint; 0 if there is no file."""
+    if not Path(path).exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["step"])
+
+
 def _parameters(optimizer: torch.optim.AdamW) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]

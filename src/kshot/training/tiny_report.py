@@ -1,7 +1,9 @@
-"""What the embedded model can do, measured on its exported folder: greedy generation over the whole vocabulary.
+"""What the embedded model can do, measured on its exported folder over the whole vocabulary.
 
-An answer counts only if the generated text up to the form's terminator equals the label. Pictures pass through the folder's own image
-processor. No character, name or colour-shape pair of these episodes occurs in training.
+An answer counts only if every token of the label, and the form's terminator after it, is the model's first choice: what greedy
+generation would write. (One forward pass tells, since an answer that is right so far has the label as its prefix; one cell checks this
+against ``generate`` itself.) Pictures pass through the folder's own image processor. No character, name or filled colour-shape pair of
+these episodes occurs in training, unless a cell's name says so.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from tqdm import tqdm
 from kshot.data.drawing import SCENE_TASKS, Scene, random_letters
 from kshot.training import tiny_prompts as prompts
 from kshot.training.tiny_banks import attribute_indices, read_omniglot
-from kshot.training.tiny_batches import Encoder
+from kshot.training.tiny_batches import IGNORED, Encoder
 from kshot.training.tiny_episodes import (
     Namer,
     TinyEpisode,
@@ -74,9 +76,17 @@ class Bench:
             [Image.new("RGB", (64, 64), "white")],
         ]
         self.pixels = [self._preprocess(p) for p in pictures]
+        self.features = [self._features(p) for p in self.pixels]
 
     def accuracy(
-        self, make: Make, count: int, wordings: Sequence[Wording] | None = None, *, seed: int = 0, batch: int = 50
+        self,
+        make: Make,
+        count: int,
+        wordings: Sequence[Wording] | None = None,
+        *,
+        seed: int = 0,
+        batch: int = 50,
+        generate: bool = False,
     ) -> dict[str, float]:
         """Share of episodes answered exactly, with a 95 % Wilson interval.
 
@@ -85,8 +95,10 @@ class Bench:
             count: number of episodes.
             wordings: used in turn; default: the five commonest forms.
             seed: of the episodes.
-            batch: episodes generated together.
+            batch: episodes answered together.
+            generate: through the model's ``generate`` (left-padded batches, pixels) instead of one forward pass.
         """
+        answers = self.generated if generate else self.answers
         wordings = wordings or standard_wordings()
         rng = np.random.default_rng([seed, 40])
         episodes = [make(rng) for _ in range(count)]
@@ -94,13 +106,26 @@ class Bench:
         for number, wording in enumerate(wordings):  # a batch shares its wording
             mine = episodes[number :: len(wordings)]
             for i in range(0, len(mine), batch):
-                right += sum(self.answers(mine[i : i + batch], wording))
+                right += sum(answers(mine[i : i + batch], wording))
         low, high = wilson(right, count)
         return {"accuracy": right / count, "low": low, "high": high, "episodes": count}
 
     @torch.no_grad()
     def answers(self, episodes: Sequence[TinyEpisode], wording: Wording) -> list[bool]:
         """Which of the episodes are answered exactly."""
+        batch = self.encoder.batch(episodes, [wording] * len(episodes), [True] * len(episodes), query_only=True)
+        decoder = self.model.model.language_model
+        features = torch.cat([self.features[e.source][torch.from_numpy(e.pictures)].flatten(0, 1) for e in episodes])
+        embeddings = decoder.embed_tokens(batch.ids).index_put(tuple(batch.image_at.T), features)
+        hidden = decoder(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        graded = batch.targets != IGNORED
+        wrong = torch.zeros_like(graded)
+        wrong[graded] = self.model.lm_head(hidden[graded]).argmax(-1) != batch.targets[graded]
+        return [not w for w in wrong.any(1).tolist()]
+
+    @torch.no_grad()
+    def generated(self, episodes: Sequence[TinyEpisode], wording: Wording) -> list[bool]:
+        """As :meth:`answers`, through ``generate``."""
         rows = [self._prompt(e, wording) for e in episodes]
         length = max(map(len, rows))
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
@@ -140,6 +165,11 @@ class Bench:
         batch = self.encoder.batch([episode], [wording], [True])
         return [int(i) for i in batch.ids[0]][: -len(self.encoder.ids(episode.labels[-1])) or None]
 
+    @torch.no_grad()
+    def _features(self, pixels: Tensor) -> Tensor:
+        parts = [torch.stack(list(self.model.get_image_features(p).pooler_output)) for p in pixels.split(1000)]
+        return torch.cat(parts)
+
     def _preprocess(self, pictures: Sequence[Image.Image]) -> Tensor:
         parts = []
         for i in range(0, len(pictures), 500):
@@ -167,6 +197,8 @@ def measure_tiny(
     cells: dict[str, dict[str, float]] = {}
     for name, (make, wordings) in tqdm(_cells(bench).items(), desc="cells", disable=None):
         cells[name] = bench.accuracy(make, episodes, wordings, seed=seed)
+        if name == "characters, 2-way, 4 per class":
+            cells[f"{name}, generate()"] = bench.accuracy(make, episodes // 4, wordings, seed=seed, generate=True)
         if out is not None:
             Path(out).write_text(json.dumps(cells, indent=1) + "\n")
     return cells
