@@ -183,6 +183,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.bounds = [(i, min(i + STEP, len(self.queries))) for i in range(0, len(self.queries), STEP)]
+        self.passed_over: dict[str, int] = {}
         self._queries = {query.id: query for query in self.queries}
 
     def choose(self) -> None:
@@ -191,10 +192,13 @@ class Run:
         for shots, seed in dict.fromkeys((cell.shots, cell.seed) for cell in self.cells if cell.shots):
             path = self.folder.choices(shots, seed)
             if self.worker.leads:
-                choose(
+                choices = choose(
                     task, self.retriever, shots, seed,
                     queries=self.queries, order=self.order, out=path, options=self.retriever_options,
+                    on_bad_image=self.answering.on_bad_image,
                 )  # fmt: skip
+                for reason, count in choices.passed_over.items():
+                    self.passed_over[reason] = max(count, self.passed_over.get(reason, 0))
             else:
                 wait_for(lambda path=path: path.exists() or None, "the choice of demonstrations")  # type: ignore[misc]
 
@@ -268,6 +272,7 @@ class Run:
             candidates=candidate_set(self.answering.task, self.queries) if likelihood else "",
             note=some.note,
             chance=chances.pop() if len(chances) == 1 else None,
+            passed_over={reason: count for reason, count in sorted(self.passed_over.items()) if count},
             folder=folder,
         )
 

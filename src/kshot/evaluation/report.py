@@ -115,6 +115,9 @@ def markdown(result: Evaluation) -> str:
             for name in names
         ]
         lines += markdown_table(head, body)
+    if result.passed_over:
+        reasons = ", ".join(f"{reason.replace('_', ' ')}: {count}" for reason, count in result.passed_over.items())
+        lines += ["", f"Examples of the support set that were passed over as demonstrations: {reasons}."]
     skipped = [
         (row_label(row.kind, row.shots), str(row.shots), str(seed.seed), left["id"], left["reason"])
         for row in result.rows

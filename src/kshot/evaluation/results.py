@@ -98,6 +98,7 @@ class Evaluation:
         candidates: what likelihood scoring chose from, in words; empty for generated answers.
         note: how the metric was computed, where that varies.
         chance: expected figure of a guess, where the task knows it.
+        passed_over: examples of the support set that could not be demonstrations, by reason (the most at any number of shots).
         folder: the run folder, if one was kept.
     """
 
@@ -109,6 +110,7 @@ class Evaluation:
     candidates: str = ""
     note: str = ""
     chance: float | None = None
+    passed_over: Mapping[str, int] = field(default_factory=dict)
     folder: Path | None = None
 
     def row(self, shots: int, kind: str = DEMONSTRATIONS) -> Row:
