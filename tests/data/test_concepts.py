@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kshot.data.concepts import Concept, LazySequence, generator, make_names
+from kshot.data.demonstrations import choose
 from kshot.data.drawing.names import invent_name
 from kshot.data.nway import NWayTask
 from kshot.data.task import Task, load_task
@@ -115,17 +116,17 @@ def test_another_seed_gives_other_episodes() -> None:
 
 
 def test_neither_class_nor_place_of_the_right_name_is_preferred() -> None:
-    task = toy([concept(i) for i in range(5)], ways=4, episodes=2000)
+    task = toy([concept(i) for i in range(5)], ways=4, episodes=1000)
     queries = list(task.queries)
     classes = Counter(q.metadata["class"] for q in queries)
     places = Counter(q.choices.index(q.text_answer) for q in queries)
     # 4 standard deviations of a binomial count around its mean
-    assert all(abs(n - 400) < 4 * 18 for n in classes.values()), classes
+    assert all(abs(n - 200) < 4 * 12.7 for n in classes.values()), classes
     assert len(classes) == 5
-    assert all(abs(n - 500) < 4 * 20 for n in places.values()), places
+    assert all(abs(n - 250) < 4 * 13.7 for n in places.values()), places
     assert len(places) == 4
-    rivals = Counter(c.key for i in range(2000) for c in task.draw(i).concepts)
-    assert all(abs(n - 1600) < 4 * 18 for n in rivals.values()), rivals
+    rivals = Counter(c.key for i in range(1000) for c in task.draw(i).concepts)
+    assert all(abs(n - 800) < 4 * 12.7 for n in rivals.values()), rivals
 
 
 def test_the_pool_holds_all_other_pictures_of_the_classes() -> None:
@@ -232,11 +233,11 @@ def pair(style: str) -> tuple[Toy, Episode]:
 def test_plain_wording() -> None:
     task, episode = pair("plain")
     assert render_plain(episode, task.template).text() == (
-        "<image>Question:What is it? Answer:stone\n\n"
-        "<image>Question:What is it? Answer:airstone\n\n"
-        "<image>Question:What is it? Answer:"
+        "<image>Question:What is it? Short answer:stone.\n\n"
+        "<image>Question:What is it? Short answer:airstone.\n\n"
+        "<image>Question:What is it? Short answer:"
     )
-    assert task.parse("airstone\n\n<image>Question") == "airstone"
+    assert task.parse("airstone.\n\n<image>Question") == "airstone"
 
 
 def test_link_wording_is_the_published_one() -> None:
@@ -286,7 +287,13 @@ def test_link_answers_are_understood_in_both_prompt_forms(said: str) -> None:
 def test_templates_can_be_changed_field_by_field() -> None:
     task = toy([concept(0), concept(1)], template={"instruction": "Look."})
     assert task.template.instruction == "Look."
-    assert task.template.demonstration == "<image>Question:{question} Answer:{answer}"
+    assert task.template.demonstration == "<image>Question:{question} Short answer:{answer}."
+
+
+def test_balanced_demonstrations_show_every_class_equally_often() -> None:
+    task = load_task("digits", ways=3, episodes=20)
+    for episode in choose(task, task.retriever, shots=6, seed=0).episodes(task):
+        assert Counter(e.answer for e in episode.demonstrations) == dict.fromkeys(episode.query.choices, 2)
 
 
 _GENERATED = [

@@ -36,10 +36,10 @@ Style = Literal["plain", "link"]
 """How an episode is written: :data:`PLAIN` or :data:`LINK`."""
 
 PLAIN = Template(
-    demonstration="<image>Question:{question} Answer:{answer}",
+    demonstration="<image>Question:{question} Short answer:{answer}.",
     short_instruction="Answer with the name of what is in the image, and nothing else.",
 )
-"""Plain classification."""
+"""Plain classification, in the form in which the VQA tasks ask their questions."""
 
 LINK = Template(
     demonstration='USER: [BEGIN EXAMPLE] {question} <image>? ASSISTANT: there is "{answer}" in the image.',
@@ -148,7 +148,7 @@ class ConceptTask(Task):
         names: Names,
         shots_per_class: int,
         style: Style,
-        template: Template | Mapping[str, str] | None = None,
+        template: Mapping[str, str] | Template | None = None,
     ):
         one_of("names", names, ("invented", "letters", "unseen", "classes"))
         one_of("style", style, tuple(_QUESTIONS))
@@ -202,8 +202,8 @@ class ConceptTask(Task):
         """The name in a generated text; of the link style's ``there is "NAME" in the image`` what stands in quotation marks."""
         text = super().parse(text)
         if self.style == "link":
-            text = re.sub(r"^(there is\b)?\s*\"?", "", text).split('"')[0].strip()
-        return text
+            return re.sub(r"^(there is\b)?\s*\"?", "", text).split('"')[0].strip()
+        return text.rstrip(". ")  # the prompt closes each answer with a full stop, so a good model does so too
 
     def describe(self) -> dict[str, Any]:
         options = ("ways", "episodes", "seed", "names", "shots_per_class", "style")

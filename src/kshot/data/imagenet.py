@@ -46,7 +46,7 @@ class ImageNet100(ConceptTask):
         names: Names = "classes",
         shots_per_class: int = 1,
         style: Style = "link",
-        template: Template | Mapping[str, str] | None = None,
+        template: Mapping[str, str] | Template | None = None,
         val_labels: PathLike | None = None,
     ):
         self._images = ImageRoot(root)

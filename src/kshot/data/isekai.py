@@ -82,7 +82,7 @@ class Isekai(ConceptTask):
         seed: int = 0,
         shots_per_class: int = 1,
         style: Style = "link",
-        template: Template | Mapping[str, str] | None = None,
+        template: Mapping[str, str] | Template | None = None,
     ):
         if file is not None:
             self.records = read_isekai(file)

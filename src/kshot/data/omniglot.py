@@ -106,7 +106,7 @@ class Omniglot(NWayTask):
         within_alphabet: bool = False,
         shots_per_class: int = 1,
         style: Style = "plain",
-        template: Template | Mapping[str, str] | None = None,
+        template: Mapping[str, str] | Template | None = None,
     ):
         check_ways(ways)
         source = ", ".join(map(str, [root] if isinstance(root, (str, os.PathLike)) else root))
@@ -148,7 +148,7 @@ class OmniglotRuns(ConceptTask):
         seed: int = 0,
         names: Names = "invented",
         style: Style = "plain",
-        template: Template | Mapping[str, str] | None = None,
+        template: Mapping[str, str] | Template | None = None,
     ):
         check_ways(ways)
         if names == "classes":

@@ -65,7 +65,7 @@ class Scenes(Task):
         ways: int = 2,
         held_out: HeldOut = "query",
         pool_size: int = 64,
-        template: Template | Mapping[str, str] | None = None,
+        template: Mapping[str, str] | Template | None = None,
     ):
         self.tasks = tuple(SCENE_TASKS) if tasks is None else (tasks,) if isinstance(tasks, str) else tuple(tasks)
         for task in self.tasks:
@@ -127,6 +127,11 @@ class Scenes(Task):
             return _example(scene, task, names, f"{_id(index)}#{number}", {"class": getattr(scene, task)})
 
         return LazySequence(self.pool_size, demonstration)
+
+    def parse(self, text: str) -> str:
+        return (
+            super().parse(text).rstrip(". ")
+        )  # the prompt closes each answer with a full stop, so a good model does so too
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -29,8 +29,8 @@ SPLITS: dict[str, range] = {
     "test": range(2**32, 2**33),
     "train": range(2**40, 2**48),
 }
-"""Seeds of generated glyph classes and of scenes. The embedded model is trained with seeds from 2**40 on and with no others; tasks draw
-their queries and demonstrations from ``test``; small seeds, which people try things with, count as validation."""
+"""Seeds of generated glyph classes and of scenes. The embedded model is trained with seeds from 2**40 on and with no others; tasks
+draw their queries and demonstrations from ``test``; small seeds, which people try things with, count as validation."""
 
 PIXELS = 64
 """Edge of generated pictures and of the digits as they are shown."""
@@ -63,7 +63,7 @@ class Glyphs(NWayTask):
         names: Names = "invented",
         shots_per_class: int = 1,
         style: Style = "plain",
-        template: Template | Mapping[str, str] | None = None,
+        template: Mapping[str, str] | Template | None = None,
         split: Split = "test",
         classes: int = 1000,
         drawings: int = 20,
@@ -116,7 +116,7 @@ class Digits(NWayTask):
         names: Names = "invented",
         shots_per_class: int = 1,
         style: Style = "plain",
-        template: Template | Mapping[str, str] | None = None,
+        template: Mapping[str, str] | Template | None = None,
     ):
         super().__init__(
             _digit_classes(),
