@@ -25,21 +25,28 @@ class BatchRunner:
     def __init__(self, size: int):
         self.size = size
 
-    def run(self, lengths: Sequence[int], work: Callable[[list[int]], Sequence[T]]) -> list[T]:
+    def run(
+        self,
+        lengths: Sequence[int],
+        work: Callable[[list[int]], Sequence[T]],
+        kinds: Sequence[int] | None = None,
+    ) -> list[T]:
         """Results for items ``0 .. len(lengths) - 1``.
 
         Args:
             lengths: length of each item in tokens.
             work: gives the results for a batch, a list of item numbers.
+            kinds: kind of each item; different kinds are not put in one batch.
 
         Raises:
             torch.OutOfMemoryError: even a single item does not fit.
         """
         # Longest first: if memory does not suffice, that shows at once. Ties stay in order, so that runs are repeatable.
-        waiting = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
+        kinds = kinds or [0] * len(lengths)
+        waiting = sorted(range(len(lengths)), key=lambda number: (kinds[number], -lengths[number], number))
         results: dict[int, T] = {}
         while waiting:
-            batch = waiting[: self.size]
+            batch = [number for number in waiting[: self.size] if kinds[number] == kinds[waiting[0]]]
             try:
                 found = work(batch)
             except torch.OutOfMemoryError:

@@ -11,6 +11,7 @@ can write one image on its own (``replace_image_token``), which are nearly all.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,9 +32,14 @@ class Dialect:
 
     Attributes:
         image_token: what stands for an image in the text that the processor takes and its chat template writes.
+        reserved: strings that the tokenizer takes for something else than text, longest first.
         image_options: what the image processor is called with.
         takes_suffix: whether answers are a second text, behind the prompt (prefix language models).
+        enclosure: special tokens that the chat template writes before and behind an image; plain prompts write them, too.
+        equal_counts: whether the prompts of a batch must have equally many images, so as not to disturb each other.
     """
+
+    equal_counts = False
 
     def __init__(self, processor: Any):
         self.processor = processor
@@ -42,7 +48,22 @@ class Dialect:
         merged = processor._merge_kwargs(tokenizer_init_kwargs=processor.tokenizer.init_kwargs)
         self.image_options: dict[str, Any] = dict(merged["images_kwargs"]) | {"return_tensors": "pt"}
         self._adds_special_tokens = bool(merged["text_kwargs"].get("add_special_tokens", True))
+        self.reserved = _reserved(processor)
+        self.enclosure = self._enclosure()
         self._rewrites = type(processor).prepare_inputs_layout is not ProcessorMixin.prepare_inputs_layout
+
+    def enclose(self, prompt: Prompt) -> Prompt:
+        """A plain prompt with each image enclosed as in training (``<|vision_start|>`` ... ``<|vision_end|>``)."""
+        before, behind = self.enclosure
+        segments: list[Segment] = []
+        prefix = 0
+        for number, segment in enumerate(prompt.segments):
+            around = [replace(segment, text=text, picture=None) for text in (before, behind)]
+            parts = [around[0], segment, around[1]] if segment.picture is not None else [segment]
+            segments += [part for part in parts if part.text or part.picture is not None]
+            if number < prompt.prefix_segments:
+                prefix = len(segments)
+        return replace(prompt, segments=tuple(segments), prefix_segments=prefix)
 
     def arrange(self, prompt: Prompt) -> Prompt:
         """The prompt with what the processor adds to its text (``<s>`` behind the images, a line end ...)."""
@@ -99,9 +120,25 @@ class Dialect:
         options = {} if self.adds_special_tokens(prompt, text) else {"add_special_tokens": False}
         return self.processor(text=[text], images=[list(images)] if images else None, return_tensors="pt", **options)
 
+    def _enclosure(self) -> tuple[str, str]:
+        if not getattr(self.processor, "chat_template", None):
+            return "", ""
+        content = [{"type": "text", "text": "\ue000"}, {"type": "image"}, {"type": "text", "text": "\ue001"}]
+        try:
+            text = str(self.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False))
+        except Exception:  # templates are programs of other people: any exception may come out of them
+            return "", ""
+        before, _, behind = text.partition("\ue000")[2].partition("\ue001")[0].partition(self.image_token)
+        # Only special tokens: line ends and the like belong to the chat.
+        one = "|".join(map(re.escape, self.reserved))
+        begin, end = re.search(f"(?:{one})*$", before), re.match(f"(?:{one})*", behind)
+        return begin.group() if begin else "", end.group() if end else ""
+
 
 class CrossAttentionDialect(Dialect):
     """Images are seen through cross-attention layers; a mask says which token sees which image (Mllama)."""
+
+    equal_counts = True  # text before the first image attends to all images of the batch's row, padding included
 
     def masks(self, ids: torch.Tensor, counts: Sequence[int], pixels: dict[str, Any]) -> dict[str, torch.Tensor]:
         if not pixels:
@@ -228,6 +265,19 @@ def dialect_of(processor: Any) -> Dialect:
         f"{type(processor).__name__} does not say how it writes images into text, so prompts with several images cannot be made "
         "for this model"
     )
+
+
+def _reserved(processor: Any) -> tuple[str, ...]:
+    """All strings that the tokenizer takes for something else than text."""
+    added = getattr(processor.tokenizer, "added_tokens_decoder", {}).values()
+    marks = {token.content for token in added if token.special}
+    marks |= set(processor.tokenizer.all_special_tokens)
+    for name in ("image_token", "boi_token", "eoi_token", "fake_image_token", "video_token"):
+        marks |= {
+            value for owner in (processor, processor.tokenizer) if isinstance(value := getattr(owner, name, None), str)
+        }
+    # Longest first: a mark inside another must not be broken up before it.
+    return tuple(sorted((mark for mark in marks if len(mark) > 1), key=lambda mark: (-len(mark), mark)))
 
 
 def _strip_runs(segments: Sequence[Segment]) -> list[str]:

@@ -65,7 +65,7 @@ class Encoder:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.dialect = dialect_of(processor)
         self.image_token = self.dialect.image_token
-        self.reserved = _reserved(processor)
+        self.reserved = self.dialect.reserved
         self.accepted = frozenset(inspect.signature(model.forward).parameters)
         self.first_position = _first_position(model) if "position_ids" in self.accepted else None
         pad = self.tokenizer.pad_token_id
@@ -220,16 +220,3 @@ def _first_position(model: Any) -> int | None:
     )
     positions = prepared.get("position_ids")
     return 0 if positions is None else int(positions.flatten()[0])
-
-
-def _reserved(processor: Any) -> tuple[str, ...]:
-    """All strings that the tokenizer takes for something else than text."""
-    added = getattr(processor.tokenizer, "added_tokens_decoder", {}).values()
-    marks = {token.content for token in added if token.special}
-    marks |= set(processor.tokenizer.all_special_tokens)
-    for name in ("image_token", "boi_token", "eoi_token", "fake_image_token", "video_token"):
-        marks |= {
-            value for owner in (processor, processor.tokenizer) if isinstance(value := getattr(owner, name, None), str)
-        }
-    # Longest first: a mark inside another must not be broken up before it.
-    return tuple(sorted((mark for mark in marks if len(mark) > 1), key=lambda mark: (-len(mark), mark)))

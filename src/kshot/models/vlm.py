@@ -105,7 +105,8 @@ class VLM:
         if style not in ("auto", "plain", "chat"):
             raise OptionError(f"unknown prompt style {style!r}: use 'auto', 'plain' or 'chat'")
         if style == "plain" or (style == "auto" and self.no_chat):
-            return render_plain(episode, template, answer=answer, reserved=self.encoder.reserved)
+            plain = render_plain(episode, template, answer=answer, reserved=self.encoder.reserved)
+            return self.encoder.dialect.enclose(plain)
         if self.no_chat:
             raise OptionError(f"{self.name}: no chat prompts: {self.no_chat}; use style 'plain'")
         return self._chat(episode, template, answer)
@@ -229,9 +230,13 @@ class VLM:
             def run_batch(batch: list[int], group: Group = group) -> list[T]:
                 return work([group.prompts[i] for i in batch], group.prefix)
 
-            found = runner.run([len(prompt) for prompt in group.prompts], run_batch)
+            found = runner.run([len(prompt) for prompt in group.prompts], run_batch, self._kinds(group.prompts))
             results.update(zip(group.numbers, found, strict=True))
         return [results[number] for number in range(len(prompts))]
+
+    def _kinds(self, prompts: Sequence[EncodedPrompt]) -> list[int]:
+        """Prompts of different kinds must not be in one batch."""
+        return [len(prompt.pictures) if self.encoder.dialect.equal_counts else 0 for prompt in prompts]
 
     def _generate(
         self, batch: Sequence[EncodedPrompt], after: Prefix | None, settings: GenerationConfig, stop: Sequence[str]
