@@ -128,7 +128,7 @@ def okvqa(folder: Path) -> dict[str, Any]:
 
 
 def sentences(image: int, first_id: int) -> list[dict[str, Any]]:
-    raw = [f"A man riding wave number {image} on a surfboard.", "A surfer in the sea.", "Someone surfs."]
+    raw = [f"A man riding wave number {image}\non a surfboard.  ", "A surfer in the sea.", "Someone surfs."]
     raw += ["A person on top of a surf board.", "A wave, and a man on it."]
     return [
         {"tokens": text.lower().split(), "raw": text, "imgid": image, "sentid": first_id + number}
@@ -182,7 +182,7 @@ def flickr30k_tokens(folder: Path) -> dict[str, Any]:
     for number, split in enumerate(("train", "train", "val", "test", "test")):
         key = f"10000{number}795"
         picture(folder / "flickr30k-images" / f"{key}.jpg", number)
-        lines += [f"{key}.jpg#{i}\t{s['raw']} ." for i, s in enumerate(sentences(number, 0))]
+        lines += [f"{key}.jpg#{i}\t{' '.join(s['raw'].split())} ." for i, s in enumerate(sentences(number, 0))]
         with (folder / f"{split}.txt").open("a") as listed:
             listed.write(f"{key}\n")
     (folder / "results_20130124.token").write_text("\n".join(lines) + "\n")

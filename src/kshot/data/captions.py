@@ -159,7 +159,9 @@ class KarpathyTask(CaptionTask):
                 raise DataError("field is missing or no whole number", file=file, line=number, field="cocoid or imgid")
             name = get(image, "filename", str, file, number)
             folder = image.get("filepath", "")
-            sentences = tuple(get(s, "raw", str, file, number) for s in get(image, "sentences", list, file, number))
+            sentences = tuple(
+                _one_line(get(s, "raw", str, file, number)) for s in get(image, "sentences", list, file, number)
+            )
             if not sentences:
                 raise DataError("the image has no captions", file=file, line=number, field="sentences")
             records.append((str(key), f"{folder}/{name}" if folder else name, sentences, {"image_id": key}))
@@ -224,7 +226,7 @@ class COCO2017(CaptionTask):
             key = get(annotation, "image_id", int, file, number)
             if key not in images:
                 raise DataError(f"caption of image {key}, which is not under 'images'", file=file, line=number)
-            captions.setdefault(key, []).append(get(annotation, "caption", str, file, number).strip())
+            captions.setdefault(key, []).append(_one_line(get(annotation, "caption", str, file, number)))
         folder = f"{splits[0]}2017"
         given = self._images if splits == (self._split,) else self._support_images
         below = Path(given if given is not None else self._image_root())
@@ -242,6 +244,11 @@ class COCO2017(CaptionTask):
         return root / "images" if (root / "images").is_dir() else root
 
 
+def _one_line(caption: str) -> str:
+    """A caption without the line breaks that some have inside or behind: in a prompt a line break ends an answer."""
+    return " ".join(caption.split())
+
+
 def _read_token_file(file: Path) -> dict[str, list[str]]:
     """Captions by image id of a file with lines ``<id>.jpg#<number><TAB><caption>``."""
     captions: dict[str, list[str]] = {}
@@ -252,5 +259,5 @@ def _read_token_file(file: Path) -> dict[str, list[str]]:
         name, mark, _ = place.partition("#")
         if not tab or not mark:
             raise DataError("not of the form image.jpg#0<TAB>caption", file=file, line=number)
-        captions.setdefault(name.removesuffix(".jpg"), []).append(caption.strip())
+        captions.setdefault(name.removesuffix(".jpg"), []).append(_one_line(caption))
     return captions
