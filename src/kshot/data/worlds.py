@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from kshot.data.concepts import Concept, LazySequence, Names, Style, one_of
 from kshot.data.drawing import draw_glyph
@@ -149,6 +148,8 @@ def _glyph(class_seed: int, drawings: int) -> Concept:
 
 @lru_cache(maxsize=1)
 def _digit_classes() -> tuple[Concept, ...]:
+    from sklearn.datasets import load_digits  # takes a second to import, which no other task should pay
+
     data = load_digits()
     ink = np.asarray(data.images, dtype=np.float64)  # (1797, 8, 8), 0 = paper .. 16 = ink
     grey = np.round(255 - ink * (255 / 16)).astype(np.uint8)
