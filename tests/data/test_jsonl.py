@@ -66,6 +66,20 @@ def test_one_file_is_split_by_the_seed_and_by_image(tmp_path):
     assert len(load_task("jsonl", queries=file, support_size=8).support) == 6  # images stay whole
 
 
+def test_examples_linked_by_a_shared_image_stay_together(tmp_path):
+    links = [["a", "b"], ["c"], ["b", "c"], ["d"], ["e"], ["d", "f"], ["g"]]
+    rows = [{"id": str(n), "images": names, "answer": "x"} for n, names in enumerate(links)]
+    file = formats.write_lines(tmp_path / "all.jsonl", rows)
+    sizes = set()
+    for seed in range(20):
+        task = load_task("jsonl", queries=file, support_size=3, seed=seed)
+        shown = {p.name for e in task.support for p in e.images}
+        assert not shown & {p.name for e in task.queries for p in e.images}
+        sizes.add(tuple(sorted(e.id for e in task.support)))
+    assert ("0", "1", "2") in sizes
+    assert len(sizes) > 1
+
+
 def test_the_split_does_not_depend_on_where_the_files_are(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

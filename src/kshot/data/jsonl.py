@@ -63,10 +63,7 @@ class _Lines:
         if not 0 < size < len(self.records):
             last = len(self.records) - 1
             raise OptionError(f"support_size must be between 1 and {last}: {self.file.name} holds {last + 1} examples")
-        groups: dict[str, list[int]] = {}
-        for number, record in enumerate(self.records):
-            key = "\0".join(record["images"]) or f"\0{record['id']}"  # names hold no NUL
-            groups.setdefault(key, []).append(number)
+        groups = self._by_image()
         chosen: set[int] = set()
         for key in shuffled(groups, "jsonl", seed):
             if len(chosen) + len(groups[key]) <= size:
@@ -74,6 +71,20 @@ class _Lines:
         if not chosen:
             raise DataError(f"each image has more than {size} examples, so none can be set aside", file=self.file)
         return sorted(chosen), [number for number in range(len(self.records)) if number not in chosen]
+
+    def _by_image(self) -> dict[str, list[int]]:
+        """Records that are linked by shared images, under the id of the first of them."""
+        group_of: dict[str, int] = {}  # image -> number of its group
+        groups: dict[int, list[int]] = {}
+        for number, record in enumerate(self.records):
+            names = set(record["images"])
+            merged = [number]
+            for old in sorted({group_of[name] for name in names if name in group_of}):
+                names.update(name for n in groups[old] for name in self.records[n]["images"])
+                merged += groups.pop(old)
+            group_of.update(dict.fromkeys(names, number))
+            groups[number] = merged
+        return {self.ids[min(members)]: members for members in groups.values()}
 
     def _make(self, number: int) -> Example:
         record = self.records[number]
