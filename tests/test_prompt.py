@@ -164,3 +164,13 @@ def test_spans_cover_every_token_and_the_mask_is_the_answer(tokenizer, demos, qu
     if not chat:
         again = tokenize(render_plain(other, LIVE), tokenizer, expansions, add_special_tokens=False)
         assert again.ids[: tokens.prefix - 1] == tokens.ids[: tokens.prefix - 1]
+
+
+def test_a_token_across_the_edge_belongs_to_the_answer_not_to_the_space_before_it(tokenizer):
+    spaced = Template("<image>Question: {question} Answer: {answer}\n")
+    prompt = render_plain(Episode((example("how many?", "two"),), example("how many?")), spaced, answer="two dogs")
+    tokens = tokenize(prompt, tokenizer, ["<image>", "<image>"])
+    assert " two" in tokenizer.convert_tokens_to_string(tokenizer.convert_ids_to_tokens(tokens.ids))
+    assert tokenizer.decode([t for t in tokens.labels() if t >= 0]) == " two dogs\n"
+    start, end = tokens.span("demonstration", 0, is_answer=True)
+    assert tokenizer.decode(tokens.ids[start:end]) == " two"

@@ -343,7 +343,7 @@ def tokenize(
     """Token ids of a prompt as one string, and the span of each piece.
 
     The whole text is tokenized at once (pieces tokenized alone would give other tokens at their edges); each token is then
-    assigned to the piece in which its first character lies, through the tokenizer's offsets.
+    assigned to the piece in which its first character other than white space lies, through the tokenizer's offsets.
 
     Args:
         prompt: the prompt.
@@ -358,7 +358,8 @@ def tokenize(
     pieces = [next(images) if s.picture is not None else s.text for s in prompt.segments]
     if not getattr(tokenizer, "is_fast", False):
         raise DataError("the model's tokenizer gives no character offsets (it is no fast tokenizer)")
-    out = tokenizer("".join(pieces), add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+    text = "".join(pieces)
+    out = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
     ids, offsets = list(out["input_ids"]), list(out["offset_mapping"])
     ends: list[int] = []
     for piece in pieces:
@@ -367,8 +368,10 @@ def tokenize(
     current = 0
     for start, end in offsets:
         # Tokens without characters (added <s>) stay with the piece before them. A token that begins with white space and
-        # reaches into the next piece (" red" across "Answer:" | " red") belongs to where its first character lies.
+        # reaches into the next piece (" red" across "Answer: " | "red") is that piece's: an answer's own first token is not lost.
         if end > start:
+            blank = len(text[start:end]) - len(text[start:end].lstrip())
+            start += blank if blank < end - start else 0
             while current < len(ends) - 1 and start >= ends[current]:
                 current += 1
         owners.append(current)
