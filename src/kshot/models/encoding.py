@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from kshot.models.memory import BudgetedCache
 from kshot.picture import DrawnPicture, Picture
 from kshot.prompt import Prompt, Segment, TokenizedPrompt, tokenize
 
+Known = Callable[[Picture], str | None]
 DECODED_BYTES = 256 * 2**20
 """Memory for decoded images that are waiting to be batched."""
 SIZES_KEPT = 8192
@@ -82,30 +83,45 @@ class Encoder:
         parts = (type(images).__name__, images.to_json_string(), options, sorted(settings.items()), hf_version)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
-    def encode(self, prompt: Prompt, *, known: Callable[[Picture], str | None] | None = None) -> EncodedPrompt:
+    def encode(self, prompt: Prompt, *, known: Known | None = None, after: str | None = None) -> EncodedPrompt:
         """Token ids and spans of a prompt.
 
         Args:
             prompt: the prompt.
             known: the text that stands for a picture (see :meth:`expansion`) where it is already known, else ``None``; such
                 pictures are not decoded.
+            after: the prompt is only the end of one, and this beginning of its first piece is encoded already. Nothing is put
+                before it.
 
         Raises:
             BadImage: an image cannot be decoded.
         """
         arranged = self.dialect.arrange(prompt)
-        pictures = arranged.pictures
-        texts = [(known(picture) if known is not None else None) or self.expansion(picture) for picture in pictures]
-        expansions = self.dialect.fit(arranged, texts)
-        begin = arranged.segments[0].text if arranged.segments else ""
-        tokens = tokenize(
-            arranged,
-            self.tokenizer,
-            expansions,
-            add_special_tokens=self.dialect.adds_special_tokens(arranged, begin),
-        )
+        expansions = self._expansions_in(arranged, known)
+        begin = prompt.segments[0].text if prompt.segments else ""
+        special = after is None and self.dialect.adds_special_tokens(prompt, begin)
+        if after:
+            first, *others = arranged.segments
+            if first.picture is not None:
+                expansions[0] = expansions[0].removeprefix(after)
+            arranged = replace(arranged, segments=(replace(first, text=first.text.removeprefix(after)), *others))
+        tokens = tokenize(arranged, self.tokenizer, expansions, add_special_tokens=special)
         before = sum(s.picture is not None for s in arranged.segments[: arranged.prefix_segments])
-        return EncodedPrompt(tokens, pictures, before)
+        return EncodedPrompt(tokens, arranged.pictures, before)
+
+    def opening(self, prompt: Prompt, *, known: Known | None = None) -> str:
+        """The text that a prompt begins with: its first text, or what stands for its first image."""
+        arranged = self.dialect.arrange(prompt)
+        first = arranged.segments[:1]
+        if not first or first[0].picture is None:
+            return first[0].text if first else ""
+        return self._expansions_in(arranged, known)[0]
+
+    def _expansions_in(self, arranged: Prompt, known: Known | None) -> list[str]:
+        texts = [
+            (known(picture) if known is not None else None) or self.expansion(picture) for picture in arranged.pictures
+        ]
+        return self.dialect.fit(arranged, texts)
 
     def collate(self, batch: Sequence[EncodedPrompt], *, pixels: bool = True) -> dict[str, torch.Tensor]:
         """Inputs of the model's ``forward`` for a batch: left-padded, on the CPU.
