@@ -171,6 +171,10 @@ class FeatureCache:
             self._memory.clear()
             self._state, self._identity = state, None
 
+    def clear(self) -> None:
+        """Forget everything in memory."""
+        self._memory.clear()
+
     def get(self, digest: str) -> ImageFeatures | None:
         """The features of the picture with this digest, from memory or disk; ``None`` (a miss) if they must be computed."""
         found = self._memory.get(digest)

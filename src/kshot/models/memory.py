@@ -110,8 +110,15 @@ def model_state(modules: Iterable[torch.nn.Module]) -> int:
                 if tensor is not None:
                     # Inference tensors keep no version; they cannot be trained either.
                     parts.append((id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version))
-            if part._forward_hooks or part._forward_pre_hooks:
-                parts.append((*part._forward_hooks, -1, *part._forward_pre_hooks))
+            for hooks in (part._forward_pre_hooks, part._forward_hooks):
+                # transformers installs hooks of its own on the first call, which only listen.
+                own = [
+                    key
+                    for key, hook in hooks.items()
+                    if not str(getattr(hook, "__module__", "")).startswith("transformers.utils")
+                ]
+                if own:
+                    parts.append(tuple(own))
             # PEFT's layers have properties of these names; transformers' models have methods, which say nothing new.
             if isinstance(getattr(type(part), "disable_adapters", None), property):
                 layer: Any = part

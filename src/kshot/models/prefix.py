@@ -193,6 +193,7 @@ def continue_generate(
         "position_ids": positions,
         "past_key_values": expand(prefix.cache, rows * num_beams),
     }
+    del arguments["use_cache"]  # a setting of generation, not an input
     return arguments
 
 

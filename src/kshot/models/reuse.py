@@ -82,6 +82,11 @@ class Reuse:
         self.features.refresh()
         self.prefixes.refresh()
 
+    def clear(self) -> None:
+        """Forget everything (in memory)."""
+        self.features.clear()
+        self.prefixes.clear()
+
     def expansion(self, picture: Picture) -> str | None:
         """The text that stands for a picture whose features are known: it need not even be decoded."""
         known = self.features.peek(picture.digest) if self._use_features() else None
@@ -159,6 +164,7 @@ class Reuse:
             return None
         return Group(numbers, tails, held)
 
+    @torch.no_grad()
     def _agrees(self, whole: EncodedPrompt, held: Prefix, tail: EncodedPrompt) -> bool:
         """Once per model: whether prefix and query give what the whole prompt gives.
 

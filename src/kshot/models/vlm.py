@@ -16,6 +16,7 @@ from kshot.errors import ContextTooLong, OptionError
 from kshot.models.anatomy import Anatomy, examine
 from kshot.models.base import PromptStyle
 from kshot.models.batching import BatchRunner
+from kshot.models.beginnings import Beginnings
 from kshot.models.encoding import EncodedPrompt, Encoder
 from kshot.models.identity import identity
 from kshot.models.prefix import Prefix, continue_forward, continue_generate
@@ -73,6 +74,7 @@ class VLM:
         self.reuse = Reuse(
             model, self.encoder, prefix_cache=prefix_cache, feature_cache=feature_cache, feature_folder=feature_folder
         )
+        self._beginnings = Beginnings(self.encoder, self.reuse.expansion)
         self.no_chat = self._why_no_chat()
 
     @property
@@ -126,8 +128,14 @@ class VLM:
             ContextTooLong: prompt and ``new_tokens`` do not fit into the model's context.
             BadImage: an image cannot be decoded.
         """
-        prompt = self.prompt(episode, template, style, answer=answer)
-        encoded = self.encoder.encode(prompt, known=self.reuse.expansion)
+
+        def render(shown: Episode) -> Prompt:
+            return self.prompt(shown, template, style, answer=answer)
+
+        if self.reuse.prefix_cache is False:
+            encoded = self.encoder.encode(render(episode), known=self.reuse.expansion)
+        else:
+            encoded = self._beginnings.encode(episode, render, (template, style, answer is None))
         most = self.anatomy.max_context
         if most is not None and len(encoded) + new_tokens > most:
             more = f" and {new_tokens} more to generate" if new_tokens else ""
