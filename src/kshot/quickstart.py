@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 CONTROL = "shuffled-labels"
-DIGITS = "real handwritten digits, two classes under invented names"
-SCENES = "drawn scenes: what is asked for (colour, count, size ...) shows only in the examples"
+DIGITS, SCENES = "real digits", "scenes"
 NOTES = {
-    "digits": "The names are invented anew for each question: without demonstrations nobody can know them, and with shuffled labels "
-    "nobody can be right more often than 1 in 2.",
-    "scenes": "The question is always 'What is it?'; only the demonstrations' answers show which of eight attributes is meant. "
-    "Shuffled labels still show it, so they cost less here: this is recognising a known task, the digits are learning a new one.",
+    DIGITS: "handwriting, two digits a question, under names invented for it. Without demonstrations nobody can know the names, and "
+    "with shuffled labels nobody can be right more often than 1 in 2.",
+    SCENES: "the question is always 'What is it?'; only the demonstrations' answers show which of eight attributes is meant. Shuffled "
+    "labels still show it, so they cost less: this is recognising a known task, the digits are learning a new one.",
 }
+COLUMNS = ("task", "demonstrations", "accuracy", "labels shuffled")
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,15 @@ class Quickstart:
     seconds: float
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The table as text: demonstrations, score and interval, the same with shuffled labels."""
+        """The table as text, in the order of :data:`COLUMNS`."""
         lines = []
-        for result in (self.digits, self.scenes):
+        for name, result in ((DIGITS, self.digits), (SCENES, self.scenes)):
             for row in result.rows:
                 if row.kind == CONTROL:
                     continue
-                shots = str(row.shots)
-                if result is self.digits and row.shots:
-                    shots += f" ({row.shots // 2} of each)"
+                shots = f"{row.shots}{f' ({row.shots // 2} of each)' if name == DIGITS and row.shots else ''}"
                 control = next((c for c in result.rows if (c.kind, c.shots) == (CONTROL, row.shots)), None)
-                name = DIGITS if result is self.digits else SCENES
-                lines.append((name, shots, _figure(row), _figure(control), str(row.queries)))
+                lines.append((name, shots, _figure(row), _figure(control)))
         return lines
 
     def next_steps(self) -> list[tuple[str, str]]:
@@ -80,7 +77,7 @@ class Quickstart:
             ),
             (
                 "a model from the hub on your own pictures (one folder a class)",
-                "kshot evaluate --model HuggingFaceTB/SmolVLM-256M-Instruct --task image_folder --root PICTURES "
+                "kshot evaluate --model Qwen/Qwen3-VL-2B-Instruct --task image_folder --root PICTURES "
                 "--shots 0,2,4 --out runs/mine",
             ),
         ]
@@ -90,20 +87,20 @@ class Quickstart:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=f"The model {self.digits.model!r} learns from its context", title_justify="left")
-        for name in COLUMNS[1:]:
-            table.add_column(name, justify="right")
+        questions = self.digits.rows[0].queries
+        table = Table(title=f"The model {self.digits.model!r}, {questions} questions a line", title_justify="left")
+        for name in COLUMNS:
+            table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
         previous = ""
         for name, *cells in self.rows():
             if name != previous:
                 table.add_section()
-                table.add_row(Text(name, style="bold"), "", "", "")
+            table.add_row("" if name == previous else name, *cells)
             previous = name
-            table.add_row(*cells)
-        table.columns[0].justify = "left"
         said, right = self.answer
         lines = [
-            f"In brackets: 95 % intervals. {NOTES['digits']} {NOTES['scenes']}",
+            *(f"{name}: {note}" for name, note in NOTES.items()),
+            "In brackets: 95 % intervals.",
             "",
             f"a prompt with the model's answer ({said!r}, {'right' if right else 'wrong'}): {self.folder / 'prompt.png'}",
             f"accuracy against demonstrations:  {self.folder / 'accuracy.png'}",
@@ -118,11 +115,10 @@ class Quickstart:
 
     def markdown(self) -> str:
         """The table as Markdown."""
-        lines = ["# kshot quickstart", "", *report.markdown_table(COLUMNS, self.rows()), "", *NOTES.values()]
-        return "\n".join(lines) + "\n"
-
-
-COLUMNS = ("task", "demonstrations", "accuracy", "labels shuffled", "questions")
+        notes = [f"{name}: {note}" for name, note in NOTES.items()]
+        return (
+            "\n\n".join(["# kshot quickstart", "\n".join(report.markdown_table(COLUMNS, self.rows())), *notes]) + "\n"
+        )
 
 
 def quickstart(

@@ -108,14 +108,16 @@ GREEN, RED = (34, 104, 58), (179, 55, 43)
 @pytest.mark.parametrize(("answer", "colour", "other"), [("wug", GREEN, RED), ("dax", RED, GREEN)])
 def test_the_picture_says_whether_the_answer_is_right(tmp_path, answer, colour, other):
     episode = kshot.show(Swatches(), query=4, shots=3).episode
-    save_prompt_picture(episode, render_plain(episode, Swatches.template), answer, tmp_path / "p.png")
+    save_prompt_picture(
+        episode, render_plain(episode, Swatches.template), answer, tmp_path / "p.png", correct=answer == "wug"
+    )
     pixels = set(Image.open(tmp_path / "p.png").convert("RGB").get_flattened_data())
     assert colour in pixels
     assert other not in pixels or colour is RED  # the labels that are shown have green letters
 
 
 def test_the_picture_holds_every_image_any_words_and_no_image_at_all(tmp_path):
-    many = kshot.Example([Image.new("RGB", (9, 5), (250, 0, n)) for n in range(3)], "x" * 300 + "\n\nمرحبا ", "a")
+    many = kshot.Example([Image.new("RGB", (9, 5), (250, 0, n)) for n in range(3)], "x" * 300 + "\n\nمرحبا \x00\x1b\ud800\ue000\U0010ffff", "a")
     none = kshot.Example((), "nothing to see", "b")
     episode = kshot.Episode((many, none), none, instruction="Do as the examples do. " * 20)
     save_prompt_picture(episode, render_plain(episode, Swatches.template), "", tmp_path / "p.png")

@@ -82,8 +82,9 @@ class Answering:
         )
         chosen = [max(range(len(row)), key=row.__getitem__) for row in scores]
         return [
-            {"prediction": offered[best], "raw": offered[best], "log_probability": row[best]}
-            for offered, row, best in zip(candidates, scores, chosen, strict=True)
+            # No log-probabilities here: their last digits depend on how queries were batched, and files should not.
+            {"prediction": offered[best], "raw": offered[best]}
+            for offered, best in zip(candidates, chosen, strict=True)
         ]
 
 

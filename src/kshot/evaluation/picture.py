@@ -23,7 +23,8 @@ MARGIN = 24
 LINE = 18
 INK, PALE, PAPER, CARD = "#1d2430", "#6b7686", "#ffffff", "#f6f7f9"
 BORDER, QUERY = "#d9dee6", "#1f5fa8"
-ANSWER, RIGHT, WRONG = ("#e7f1e9", "#22683a"), ("#22683a", "#ffffff"), ("#b3372b", "#ffffff")
+ANSWER, RIGHT, WRONG, SAID = ("#e7f1e9", "#22683a"), ("#22683a", "#ffffff"), ("#b3372b", "#ffffff"), (QUERY, "#ffffff")
+"""Background and ink of an answer that is shown, and of the model's own: right, wrong, not judged."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,9 @@ def save_prompt_picture(
         prompt: its prompt, as rendered for the model.
         answer: the model's answer, shown as a label behind the query; ``None`` if it was not asked.
         path: the file.
-        correct: whether the answer is right: green or red; ``None``: judged by the references, if there are any.
+        correct: whether the answer is right: green or red; ``None``: not judged.
         title: what stands above; default: the number of demonstrations.
     """
-    if correct is None and answer is not None and episode.query.references:
-        correct = answer in episode.query.references
     cards = _cards(prompt, answer, correct)
     columns = max(1, min(len(cards), 5 if len(cards) > 8 else 4 if len(cards) != 5 else 5))
     for card in cards:
@@ -94,7 +93,7 @@ def save_prompt_picture(
     said = "the model's answer" + ("" if correct is None else ", right" if correct else ", wrong")
     pieces = [Piece("an answer that is shown", ANSWER[1], ANSWER[0])]
     if answer is not None:
-        colours = WRONG if correct is False else RIGHT
+        colours = WRONG if correct is False else RIGHT if correct else SAID
         pieces += [Piece("   "), Piece(said, colours[1], colours[0])]
     if correct is False:
         expected = ", ".join(str(r) for r in episode.query.references[:3])
@@ -119,10 +118,11 @@ def _cards(prompt: Prompt, answer: str | None, correct: bool | None) -> list[Car
         if segment.picture is not None:
             card.images.append(segment.picture.load())
             continue
-        colours = ANSWER if segment.is_answer else (None, INK)
-        card.pieces.append(Piece(segment.text, colours[1], colours[0]))
+        background, ink = ANSWER if segment.is_answer else (None, INK)
+        for part in re.split(r"(<[^<>\s]{1,40}>)", segment.text):  # a chat template's marks stand back
+            card.pieces.append(Piece(part, PALE if part.startswith("<") else ink, background))
     if answer is not None and -1 in cards:
-        colours = WRONG if correct is False else RIGHT
+        colours = WRONG if correct is False else RIGHT if correct else SAID
         cards[-1].pieces += [Piece(" "), Piece(answer or "(nothing)", colours[1], colours[0])]
     return list(cards.values())
 
@@ -175,7 +175,8 @@ def _wrap(pieces: list[Piece], font: Any, width: int) -> list[list[Piece]]:
     lines: list[list[Piece]] = [[]]
     used = 0.0
     for piece in pieces:
-        for word in re.findall(r"\n|[^\S\n]+|[^\s]+", piece.text):
+        text = "".join(letter if letter.isprintable() or letter.isspace() else "\ufffd" for letter in piece.text)
+        for word in re.findall(r"\n|[^\S\n]+|[^\s]+", text):
             if word == "\n":
                 lines.append([])
                 used = 0.0
@@ -235,4 +236,6 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     from matplotlib import get_data_path
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / name), size * SCALE)
+    path = Path(get_data_path()) / "fonts" / "ttf" / name
+    # The basic layout: the one of libraqm is not everywhere, and fails on odd text, which is what untrained models say.
+    return ImageFont.truetype(str(path), size * SCALE, layout_engine=ImageFont.Layout.BASIC)

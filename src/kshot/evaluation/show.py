@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 from kshot.data.demonstrations import choose
 from kshot.data.retrieval import Order
 from kshot.data.task import Task, load_task
-from kshot.episode import Episode
+from kshot.episode import Episode, Example
 from kshot.errors import OptionError
 from kshot.evaluation.controls import controls
 from kshot.evaluation.loading import load_any
+from kshot.metrics.base import metrics
 from kshot.models.base import Model, PromptStyle
 from kshot.prompt import Prompt, Segment, TokenizedPrompt, render_plain
 
@@ -105,10 +106,22 @@ def show(
     if save is not None:
         from kshot.evaluation.picture import save_prompt_picture
 
-        correct = None if shown.answer is None else the_task.parse(shown.answer) in episode.query.references
         text = None if shown.answer is None else the_task.parse(shown.answer)
-        save_prompt_picture(shown.episode, shown.prompt, text, Path(save), correct=correct)
+        save_prompt_picture(
+            shown.episode,
+            shown.prompt,
+            text,
+            Path(save),
+            correct=None if text is None else is_right(the_task, text, episode.query),
+        )
     return shown
+
+
+def is_right(task: Task, prediction: str, query: Example) -> bool | None:
+    """Whether the task's metric gives a prediction any credit; ``None`` where it judges by degrees (captions)."""
+    if not query.references or task.metric == "cider":
+        return None
+    return metrics.get(task.metric)([prediction], [query]).items[0] > 0
 
 
 def render(
