@@ -7,6 +7,7 @@ same weights, whether a run was interrupted or not.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from kshot.errors import OptionError
@@ -24,9 +25,10 @@ def train_tiny(
     *,
     omniglot: str | None = None,
     vision_steps: int = 10000,
-    language_steps: int = 3600,
+    language_steps: int = 3000,
     early_vision: int = 6000,
-    early_language: int = 800,
+    early_language: int = 750,
+    late_language: int = 1500,
     short_steps: int = 400,
     single_steps: int = 250,
     invented: int = 10000,
@@ -52,6 +54,7 @@ def train_tiny(
         early_vision, early_language: the first ``early_language`` steps of the language model look through the vision tower as it was
             after ``early_vision`` steps, the rest through the finished one. (What is learnt first is hardly about vision, and
             on two cores both halves can then be trained side by side.)
+        late_language: from this step on, more of the episodes are of scenes.
         short_steps: how many of the language model's steps use the short wording only.
         single_steps: how many of them use labels of a single token only.
         invented, drawings: invented characters, and drawings of each.
@@ -73,7 +76,8 @@ def train_tiny(
     if not 1 <= early_vision <= vision_steps and not quick:
         raise OptionError(f"early_vision must be between 1 and vision_steps ({vision_steps}), not {early_vision}")
     if quick:
-        vision_steps, early_vision, language_steps, early_language, short_steps, single_steps = 4, 2, 4, 2, 2, 1
+        vision_steps, early_vision, short_steps, single_steps = 4, 2, 2, 1
+        early_language, late_language, language_steps = 2, 3, 4
         invented, drawings, merged, scenes, batch_classes, batch_tokens = 40, 5, 2 if omniglot else 0, 300, 9, 900
         compile, workers = False, 1
     folder = Path(work) if work is not None else Path(f"{os.fspath(out).rstrip('/')}.work")
@@ -102,7 +106,7 @@ def train_tiny(
         compile=compile,
     )
 
-    def language_until(features: Features, stop: int) -> TinyLanguage:
+    def language_until(stop: int, features: Features, mixture: Mixture) -> TinyLanguage:
         return train_language(
             model,
             tokenizer,
@@ -111,16 +115,28 @@ def train_tiny(
             steps=language_steps,
             short_steps=short_steps,
             single_steps=single_steps,
-            mixture=Mixture(tokens=batch_tokens),
+            mixture=mixture,
             seed=seed,
             compile=compile,
             stop_after=stop,
         )
 
+    mixture = Mixture(tokens=batch_tokens)
+    late_mixture = replace(
+        mixture,
+        tokens=round(1.1 * batch_tokens),
+        scenes=0.35,
+        renamed=0.27,
+        wordings=3,
+        tolerance=0.1,
+        one_kind=True,
+    )
     if checkpoint_step(folder / "language.safetensors") < early_language:
         early = ImageEncoder(build_model(shape, tokenizer, seed).eval())
         load_checkpoint(checkpoint.with_name(f"vision-{early_vision}.safetensors"), {"encoder": early})
-        language_until(Features(early, banks), early_language)
+        language_until(early_language, Features(early, banks), mixture)
     features = Features(ImageEncoder(model), banks)
-    fold(model, language_until(features, language_steps), features)
+    if checkpoint_step(folder / "language.safetensors") < late_language:
+        language_until(late_language, features, mixture)
+    fold(model, language_until(language_steps, features, late_mixture), features)
     return export(model, tokenizer, out, patch=shape.patch)

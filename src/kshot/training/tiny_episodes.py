@@ -17,6 +17,9 @@ from kshot.training.tiny_words import WORDS
 
 Namer = Callable[[np.random.Generator, int], list[str]]
 
+SCENE_WORDS = tuple(dict.fromkeys(w for words in SCENE_TASKS.values() for w in words))
+"""All words of the scenes' attributes."""
+
 
 @dataclass(frozen=True)
 class TinyEpisode:
@@ -35,25 +38,33 @@ class TinyEpisode:
     graded: NDArray[np.bool_]
 
 
-def training_names(rng: np.random.Generator, count: int) -> list[str]:
-    """Distinct names as training episodes use them: all of one kind, or of mixed kinds."""
-    kinds: tuple[tuple[float, Callable[[], str]], ...] = (
-        (0.50, lambda: invent_name(rng, seen=True)),
-        (0.12, lambda: random_letters(rng, int(rng.integers(1, 11)))),
-        (0.22, lambda: str(rng.choice(WORDS))),
-        (0.08, lambda: str(rng.choice(SCENE_WORDS))),
-        (0.08, lambda: invent_name(rng, seen=True).capitalize()),
-    )
-    weights = np.array([w for w, _ in kinds])
-    kind = kinds[int(rng.choice(len(kinds), p=weights))][1] if rng.random() < 0.8 else None
-    if kind is not None and kind is kinds[3][1] and count > len(SCENE_WORDS):
-        kind = None
+_KINDS: tuple[tuple[float, Callable[[np.random.Generator], str]], ...] = (
+    (0.50, lambda rng: invent_name(rng, seen=True)),
+    (0.12, lambda rng: random_letters(rng, int(rng.integers(1, 11)))),
+    (0.22, lambda rng: str(rng.choice(WORDS))),
+    (0.08, lambda rng: str(rng.choice(SCENE_WORDS))),
+    (0.08, lambda rng: invent_name(rng, seen=True).capitalize()),
+)
+_MIXED, _LETTERS, _SCENE_WORDS = -1, 1, 3
+
+
+def name_kind(rng: np.random.Generator) -> int:
+    """A kind of names as :func:`training_names` takes it; in one of five cases, all kinds mixed."""
+    return int(rng.choice(len(_KINDS), p=[w for w, _ in _KINDS])) if rng.random() < 0.8 else _MIXED
+
+
+def training_names(rng: np.random.Generator, count: int, kind: int | None = None) -> list[str]:
+    """Distinct names as training episodes use them: of the given kind; by default of :func:`name_kind`'s."""
+    kind = name_kind(rng) if kind is None else kind
+    if kind == _SCENE_WORDS and count > len(SCENE_WORDS):
+        kind = _MIXED
     names: list[str] = []
     while len(names) < count:
-        name = kind() if kind is not None else kinds[int(rng.choice(len(kinds), p=weights))][1]()
+        make = _KINDS[int(rng.choice(len(_KINDS), p=[w for w, _ in _KINDS])) if kind == _MIXED else kind][1]
+        name = make(rng)
         if name not in names:
             names.append(name)
-        elif kind is kinds[1][1]:
+        elif kind == _LETTERS:
             names.append(random_letters(rng, 10))  # one-letter strings run out
     return names
 
@@ -65,9 +76,6 @@ def unseen_names(rng: np.random.Generator, count: int) -> list[str]:
         if (name := invent_name(rng, seen=False)) not in names:
             names.append(name)
     return names
-
-
-SCENE_WORDS = tuple(dict.fromkeys(w for words in SCENE_TASKS.values() for w in words))
 
 
 def character_episode(

@@ -26,6 +26,7 @@ from kshot.training.tiny_episodes import (
     Namer,
     TinyEpisode,
     character_episode,
+    name_kind,
     renamed_episode,
     scene_episode,
     scenes_by_value,
@@ -113,6 +114,8 @@ class Mixture:
         tokens: tokens in a batch, about.
         scenes, renamed: shares of the episodes of scenes and of renamed scenes; the rest are characters.
         short: share of batches in the short wording after the short stage.
+        wordings, tolerance: wordings in a batch, and how much the length of their demonstrations may differ (as a fraction).
+        one_kind: whether the names in a batch are mostly of one kind (less padding).
         lengths: numbers of pictures in an episode and their weights.
     """
 
@@ -120,6 +123,9 @@ class Mixture:
     scenes: float = 0.22
     renamed: float = 0.28
     short: float = 0.1
+    wordings: int = 6
+    tolerance: float = 0.2
+    one_kind: bool = False
     lengths: tuple[tuple[int, float], ...] = ((9, 0.6), (4, 0.05), (6, 0.07), (17, 0.08), (21, 0.13), (33, 0.07))
 
 
@@ -203,7 +209,9 @@ def training_batch(
     if short or rng.random() < mixture.short:
         wordings = [short_wording()]
     else:
-        wordings = _similar_wordings(rng, encoder, longest=22 if pictures > 9 else 40)
+        wordings = _similar_wordings(rng, encoder, mixture, longest=22 if pictures > 9 else 40)
+    if mixture.one_kind and names is training_names:
+        names = partial(training_names, kind=name_kind(rng))
     length = pictures * float(np.mean([encoder.length(w) for w in wordings]))
     rows = max(2, round(mixture.tokens / length))
     if short:
@@ -238,14 +246,14 @@ def fold(model: LlavaForConditionalGeneration, language: TinyLanguage, features:
         linear.bias.copy_((linear.bias - features.mean) / features.scale + language.image_direction)
 
 
-def _similar_wordings(rng: np.random.Generator, encoder: Encoder, longest: int) -> list[Wording]:
-    """Six wordings whose demonstrations have about the same length, so that little of a batch is padding."""
+def _similar_wordings(rng: np.random.Generator, encoder: Encoder, mixture: Mixture, longest: int) -> list[Wording]:
+    """Wordings whose demonstrations have about the same length, so that little of a batch is padding."""
     wordings: list[Wording] = []
     size = 0
-    while len(wordings) < 6:
+    while len(wordings) < mixture.wordings:
         wording = random_wording(rng)
         length = encoder.length(wording)
-        if length <= longest and (not wordings or abs(length - size) <= 0.2 * size):
+        if length <= longest and (not wordings or abs(length - size) <= mixture.tolerance * size):
             size = size or length
             wordings.append(wording)
     return wordings
