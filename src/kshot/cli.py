@@ -183,7 +183,8 @@ def typed(part: str, name: str | None, options: dict[str, Any]) -> dict[str, Any
     }
     parser = ArgumentParser(exit_on_error=False)
     add = parser.add_class_arguments if inspect.isclass(maker) else parser.add_function_arguments
-    add(maker, as_group=False, fail_untyped=False, skip=set(known) - set(given), sub_configs=False)
+    others: set[str | int] = set(known) - set(given)
+    add(maker, as_group=False, fail_untyped=False, skip=others, sub_configs=False)
     try:
         parser.parse_object(given)
     except ArgumentError as error:

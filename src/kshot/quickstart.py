@@ -53,7 +53,7 @@ class Quickstart:
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table as text, in the order of :data:`COLUMNS`."""
-        lines = []
+        lines: list[tuple[str, ...]] = []
         for name, result in ((DIGITS, self.digits), (SCENES, self.scenes)):
             for row in result.rows:
                 if row.kind == CONTROL:

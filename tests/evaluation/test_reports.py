@@ -117,7 +117,11 @@ def test_the_picture_says_whether_the_answer_is_right(tmp_path, answer, colour, 
 
 
 def test_the_picture_holds_every_image_any_words_and_no_image_at_all(tmp_path):
-    many = kshot.Example([Image.new("RGB", (9, 5), (250, 0, n)) for n in range(3)], "x" * 300 + "\n\nمرحبا \x00\x1b\ud800\ue000\U0010ffff", "a")
+    many = kshot.Example(
+        [Image.new("RGB", (9, 5), (250, 0, n)) for n in range(3)],
+        "x" * 300 + "\n\nمرحبا \x00\x1b\ud800\ue000\U0010ffff",
+        "a",
+    )
     none = kshot.Example((), "nothing to see", "b")
     episode = kshot.Episode((many, none), none, instruction="Do as the examples do. " * 20)
     save_prompt_picture(episode, render_plain(episode, Swatches.template), "", tmp_path / "p.png")

@@ -235,3 +235,37 @@ def test_torchrun_with_two_processes_one_killed_and_carried_on(tmp_path, undistu
     ]
     subprocess.run(together, env=environment, check=True, timeout=300, capture_output=True)
     assert files(run) == undisturbed
+
+
+@pytest.mark.slow
+def test_the_command_line_under_torchrun_leaves_the_files_of_one_process(tmp_path):
+    if not (Path(kshot.__file__).parent / "assets" / "tiny" / "config.json").exists():
+        pytest.skip("the embedded model is not there")
+    words = [
+        "-m",
+        "kshot.cli",
+        "evaluate",
+        "--model",
+        "tiny",
+        "--task",
+        "digits",
+        "--episodes",
+        "150",
+        "--shots",
+        "0,2",
+    ]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    said = [
+        subprocess.run(
+            [sys.executable, *launcher, *words, "--out", str(tmp_path / name)],
+            env=environment,
+            check=True,
+            timeout=600,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for name, launcher in (("one", []), ("two", torchrun))
+    ]
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert said[0] == said[1]  # printed once, by the first process
