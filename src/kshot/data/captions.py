@@ -12,6 +12,7 @@ One query is one image; all its sentences are references, the first is the capti
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,13 +83,13 @@ class CaptionTask(FileTask):
         self._support_images = support_images if support_images is not None else images
         super().__init__(check_images=check_images, split=self._split)
 
+    @abstractmethod
     def read_split(self, file: Path, splits: tuple[str, ...]) -> list[Record]:
         """The images of some splits."""
-        raise NotImplementedError
 
+    @abstractmethod
     def find_captions(self, root: PathLike, splits: tuple[str, ...]) -> Path:
         """The annotation file of some splits under a root."""
-        raise NotImplementedError
 
     def write_results(self, predictions: Mapping[str, str], path: PathLike) -> None:
         """Write captions (by query id) as COCO's evaluation server wants them: ``[{"image_id", "caption"}]``."""
