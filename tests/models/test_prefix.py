@@ -170,6 +170,25 @@ def test_expanding_copies_nothing_and_leaves_the_prefix_alone() -> None:
         assert torch.equal(layer.keys, keys)
 
 
+@torch.no_grad()
+def test_a_layer_with_room_grows_like_any_other() -> None:
+    model = vlm("llava", True)
+    held = prefill(model.model, model.inputs([model.encode(episodes(demonstrations())[0])]))
+    roomy, other = expand(held.cache, 2, room=4), expand(held.cache, 2)
+    layers = (roomy.layers[0], other.layers[0])
+    buffer = layers[0].keys.data_ptr()
+    for step, tokens in enumerate((3, 1, 2)):  # the last one finds no more room
+        new = torch.randn(2, *held.cache.layers[0].keys.shape[1:2], tokens, held.cache.layers[0].keys.shape[-1])
+        found, expected = (layer.update(new, -new) for layer in layers)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+        assert (layers[0].keys.data_ptr() == buffer) == (step < 2)
+    for layer in layers:
+        layer.reorder_cache(torch.tensor([1, 1]))
+    assert torch.equal(layers[0].update(new, new)[0], layers[1].update(new, new)[0])
+    assert held.cache.get_seq_length() == held.length
+
+
 def test_the_budget_holds_and_the_least_recently_used_goes_first() -> None:
     cache: BudgetedCache[str] = BudgetedCache(10)
     cache.put("a", "A", 4)

@@ -129,17 +129,67 @@ def prefill(model: Any, inputs: dict[str, Any]) -> Prefix:
     return Prefix(inputs["input_ids"], cache, int(positions.max()) + 1, positions, inputs.get(TYPE_IDS))
 
 
-def expand(cache: Cache, rows: int) -> Cache:
+def expand(cache: Cache, rows: int, room: int = 0) -> Cache:
     """A cache for ``rows`` sequences that all begin with a cached prefix; the original stays as it is.
 
-    Nothing is copied: the layers hold views with a stride of zero, and the first update, which concatenates, makes new tensors.
+    Args:
+        cache: of a batch of one.
+        rows: number of sequences.
+        room: tokens that will follow one by one. Without, nothing is copied: the layers hold views with a stride of zero, and the
+            first update, which concatenates, makes new tensors. With it, each layer gets a buffer that is written in place.
     """
     expanded = copy.copy(cache)
-    expanded.layers = [copy.copy(layer) for layer in cache.layers]
+    expanded.layers = [
+        RoomyLayer(layer, rows, room) if room and type(layer) is DynamicLayer else copy.copy(layer)
+        for layer in cache.layers
+    ]
     for layer in _layers(expanded):
         layer.keys = layer.keys.expand(rows, -1, -1, -1)
         layer.values = layer.values.expand(rows, -1, -1, -1)
     return expanded
+
+
+class RoomyLayer(DynamicLayer):
+    """A cache layer that grows in place while there is room.
+
+    transformers' own layer concatenates, that is, copies the whole prefix for each new token: with long prefixes and small models
+    that takes longer than all else. (Its static layer has a fixed length and needs masks of that length.)
+
+    Args:
+        source: a layer for a batch of one.
+        rows: number of sequences.
+        room: tokens that there is room for, behind those of ``source``.
+    """
+
+    def __init__(self, source: Any, rows: int, room: int):
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = source.keys.dtype, source.keys.device, True
+        self._buffers = [_with_room(states, rows, room) for states in (source.keys, source.values)]
+        length = source.keys.shape[-2]
+        self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values ``[rows, heads, tokens, width]``; give all."""
+        held: Any = (self.keys, self.values)
+        start = held[0].shape[-2]
+        end = start + key_states.shape[-2]
+        # Selecting or reordering rows puts other tensors in place of the views.
+        in_place = all(a.data_ptr() == b.data_ptr() for a, b in zip(held, self._buffers, strict=True))
+        if not in_place or end > self._buffers[0].shape[-2] or len(held[0]) != len(self._buffers[0]):
+            return super().update(key_states, value_states, *args, **kwargs)
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[..., start:end, :] = states
+        self.keys, self.values = (buffer[..., :end, :] for buffer in self._buffers)
+        return self.keys, self.values
+
+
+def _with_room(states: torch.Tensor, rows: int, room: int) -> torch.Tensor:
+    _, heads, length, width = states.shape
+    buffer = states.new_empty(rows, heads, length + room, width)
+    buffer[..., :length, :] = states
+    return buffer
 
 
 def _layers(cache: Cache) -> list[Any]:
@@ -168,7 +218,13 @@ def continue_forward(model: Any, prefix: Prefix, inputs: dict[str, Any]) -> dict
 
 
 def continue_generate(
-    model: Any, prefix: Prefix, inputs: dict[str, Any], *, num_beams: int = 1, placeholder: int | None = None
+    model: Any,
+    prefix: Prefix,
+    inputs: dict[str, Any],
+    *,
+    new_tokens: int = 0,
+    num_beams: int = 1,
+    placeholder: int | None = None,
 ) -> dict[str, Any]:
     """Arguments of ``model.generate(...)`` for queries that follow a prefix.
 
@@ -176,6 +232,7 @@ def continue_generate(
 
     Args:
         inputs: the batch of queries alone, left-padded ``[B, T]``.
+        new_tokens: tokens that will be generated, if known.
         num_beams: beams per query.
         placeholder: id of the image token. The prefix must not show it: beam search counts the images of each row.
     """
@@ -185,13 +242,15 @@ def continue_generate(
     if placeholder is not None:
         others = seen[seen != placeholder]
         seen = seen.masked_fill(seen == placeholder, int(others[0]) if len(others) else 0)
+    # Beam search reorders the cache at each step, which copies it anyway.
+    room = inputs["input_ids"].shape[1] + new_tokens if new_tokens > 1 and num_beams == 1 else 0
     queried = arguments["position_ids"]
     before = prefix.positions.expand(*queried.shape[:-1], -1)
     positions = torch.cat([before, queried], dim=-1)
     arguments |= {
         "input_ids": torch.cat([seen.expand(rows, -1), inputs["input_ids"]], dim=1),
         "position_ids": positions,
-        "past_key_values": expand(prefix.cache, rows * num_beams),
+        "past_key_values": expand(prefix.cache, rows * num_beams, room),
     }
     del arguments["use_cache"]  # a setting of generation, not an input
     return arguments

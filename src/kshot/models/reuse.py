@@ -25,7 +25,7 @@ from kshot.prompt import Span, TokenizedPrompt
 logger = logging.getLogger(__name__)
 
 Switch = Literal["auto"] | bool
-PICTURES_AT_ONCE = 16
+PICTURES_AT_ONCE = 32
 """Pictures that go through the vision tower together."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -207,7 +208,9 @@ class VLM:
         most = max((len(texts) for texts in offered), default=1)
         scores: list[list[float]] = []
         self.reuse.refresh()
-        for window in _windows(list(zip(episodes, offered, strict=True)), WINDOW * runner.size // most, "scoring"):
+        for window in _windows(
+            list(zip(episodes, offered, strict=True)), WINDOW * runner.size // max(most, 1), "scoring"
+        ):
             prompts = [
                 self.encode(episode, template, style, answer=text) for episode, texts in window for text in texts
             ]
@@ -254,13 +257,20 @@ class VLM:
         if after is None:
             inputs.pop("position_ids", None)  # generate makes the same ones, and goes on from them
         else:
-            beams = settings.num_beams
-            inputs = continue_generate(self.model, after, inputs, num_beams=beams, placeholder=self.reuse.placeholder)
+            inputs = continue_generate(
+                self.model,
+                after,
+                inputs,
+                new_tokens=settings.max_new_tokens,
+                num_beams=settings.num_beams,
+                placeholder=self.reuse.placeholder,
+            )
         length = inputs["input_ids"].shape[1]
         criteria = StoppingCriteriaList()
         if stop and settings.num_beams == 1:
             criteria.append(StopTexts(self.tokenizer, stop, length))
-        sequences = self.model.generate(**inputs, generation_config=settings, stopping_criteria=criteria)
+        with _settings_of(self.model, settings):
+            sequences = self.model.generate(**inputs, stopping_criteria=criteria)
         return cast("list[str]", self.tokenizer.batch_decode(sequences[:, length:], skip_special_tokens=True))
 
     def _log_probabilities(self, batch: Sequence[EncodedPrompt], after: Prefix | None, normalize: bool) -> list[float]:
@@ -282,7 +292,7 @@ class VLM:
         return [float(value) for value in sums]
 
     def _generation(self, max_new_tokens: int, num_beams: int, length_penalty: float) -> GenerationConfig:
-        """Deterministic settings: of the model's own, only its special tokens are kept."""
+        """Deterministic settings: of the model's own, only its special tokens and those it must not say are kept."""
         own = self.model.generation_config
         eos = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
         return GenerationConfig(
@@ -290,14 +300,10 @@ class VLM:
             do_sample=False,
             num_beams=num_beams,
             length_penalty=length_penalty,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=50,
             bos_token_id=own.bos_token_id if own.bos_token_id is not None else self.tokenizer.bos_token_id,
             eos_token_id=eos,
             pad_token_id=self.encoder.pad_id,
+            suppress_tokens=own.suppress_tokens,
         )
 
     def _chat(self, episode: Episode, template: Template, answer: str | None) -> Prompt:
@@ -345,6 +351,16 @@ class StopTexts(StoppingCriteria):
         said = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
         done = [any(text in row for text in self.texts) for row in said]
         return cast("torch.BoolTensor", torch.tensor(done, device=input_ids.device))
+
+
+@contextmanager
+def _settings_of(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Let ``generate`` use these settings alone; given as an argument, their gaps would be filled from the model's own."""
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _windows(items: Sequence[T], size: int, doing: str) -> Iterator[Sequence[T]]:
