@@ -54,7 +54,7 @@ def train_tiny(
         early_vision, early_language: the first ``early_language`` steps of the language model look through the vision tower as it was
             after ``early_vision`` steps, the rest through the finished one. (What is learnt first is hardly about vision, and
             on two cores both halves can then be trained side by side.)
-        late_language: from this step on, more of the episodes are of scenes.
+        late_language: from this step on, the three kinds of episodes weigh the same in the loss, and batches hold less padding.
         short_steps: how many of the language model's steps use the short wording only.
         single_steps: how many of them use labels of a single token only.
         invented, drawings: invented characters, and drawings of each.
@@ -125,11 +125,12 @@ def train_tiny(
     late_mixture = replace(
         mixture,
         tokens=round(1.1 * batch_tokens),
-        scenes=0.35,
-        renamed=0.27,
+        scenes=0.27,
+        renamed=0.26,
         wordings=3,
         tolerance=0.1,
         one_kind=True,
+        balanced=True,
     )
     if checkpoint_step(folder / "language.safetensors") < early_language:
         early = ImageEncoder(build_model(shape, tokenizer, seed).eval())

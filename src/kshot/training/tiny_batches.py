@@ -27,6 +27,8 @@ class TokenBatch:
         sources, pictures: (rows * pictures,) bank and index of each picture, in the same order.
         summary_at: (n, 2) row and position of each token that must know the picture before it.
         summary_of: (n,) which picture, as an index into ``pictures``.
+        kinds: (rows,) kind of each episode.
+        answers: (3,) graded answers of each kind.
     """
 
     ids: Tensor
@@ -36,6 +38,8 @@ class TokenBatch:
     pictures: Tensor
     summary_at: Tensor
     summary_of: Tensor
+    kinds: Tensor
+    answers: Tensor
 
 
 class Encoder:
@@ -89,7 +93,9 @@ class Encoder:
         sources = torch.tensor([e.source for e in episodes for _ in e.labels])
         pictures = torch.cat([torch.from_numpy(e.pictures) for e in episodes])
         at = torch.tensor(image_at), torch.tensor(summary_at), torch.tensor(summary_of)
-        return TokenBatch(ids, targets, at[0], sources, pictures, at[1], at[2])
+        kinds = torch.tensor([e.kind for e in episodes])
+        answers = torch.tensor([sum(int(e.graded.sum()) for e in episodes if e.kind == kind) for kind in range(3)])
+        return TokenBatch(ids, targets, at[0], sources, pictures, at[1], at[2], kinds, answers)
 
     def _row(
         self, episode: TinyEpisode, wording: Wording, bos: bool, query_only: bool

@@ -30,12 +30,14 @@ class TinyEpisode:
         pictures: (n,) flat indices into it.
         labels: n labels.
         graded: (n,) whether the context gives what is needed to answer; ungraded answers are no part of the loss.
+        kind: 0 characters, 1 scenes, 2 renamed scenes.
     """
 
     source: int
     pictures: NDArray[np.int64]
     labels: list[str]
     graded: NDArray[np.bool_]
+    kind: int = 0
 
 
 _KINDS: tuple[tuple[float, Callable[[np.random.Generator], str]], ...] = (
@@ -114,7 +116,7 @@ def scene_episode(
     task = int(rng.integers(len(SCENE_TASKS))) if task is None else task
     words = list(SCENE_TASKS.values())[task]
     picked = rng.integers(len(attributes), size=pictures)
-    return TinyEpisode(source, picked, [words[v] for v in attributes[picked, task]], np.ones(pictures, bool))
+    return TinyEpisode(source, picked, [words[v] for v in attributes[picked, task]], np.ones(pictures, bool), 1)
 
 
 def renamed_episode(
@@ -144,7 +146,7 @@ def renamed_episode(
     order = _order(rng, ways, pictures, balanced)
     picked = np.array([rng.choice(by_value[task][values[way]]) for way in order], np.int64)
     labels = [words[v] for v in np.roll(values, 1)] if names is None else names(rng, ways)
-    return TinyEpisode(source, picked, [labels[way] for way in order], _shown_before(order))
+    return TinyEpisode(source, picked, [labels[way] for way in order], _shown_before(order), 2)
 
 
 def scenes_by_value(attributes: NDArray[np.int64]) -> list[list[NDArray[np.int64]]]:

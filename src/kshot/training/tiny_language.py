@@ -115,6 +115,8 @@ class Mixture:
         scenes, renamed: shares of the episodes of scenes and of renamed scenes; the rest are characters.
         short: share of batches in the short wording after the short stage.
         wordings, tolerance: wordings in a batch, and how much the length of their demonstrations may differ (as a fraction).
+        balanced: whether characters, scenes and renamed scenes weigh the same in the loss, per answer and not per token. (Names of
+            characters have several tokens, so that most of a loss per token is about spelling.)
         one_kind: whether the names in a batch are mostly of one kind (less padding).
         lengths: numbers of pictures in an episode and their weights.
     """
@@ -126,6 +128,7 @@ class Mixture:
     wordings: int = 6
     tolerance: float = 0.2
     one_kind: bool = False
+    balanced: bool = False
     lengths: tuple[tuple[int, float], ...] = ((9, 0.6), (4, 0.05), (6, 0.07), (17, 0.08), (21, 0.13), (33, 0.07))
 
 
@@ -177,7 +180,7 @@ def train_language(
         rng = np.random.default_rng([seed, 30, step])
         namer = single if step < single_steps else training_names
         batch = training_batch(rng, features, encoder, mixture, namer, short=step < short_steps)
-        answers, summary = losses(language, run, batch, features)
+        answers, summary = losses(language, run, batch, features, balanced=mixture.balanced)
         (answers + summary).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -189,14 +192,22 @@ def train_language(
     return language
 
 
-def losses(language: TinyLanguage, run: object, batch: TokenBatch, features: Features) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the graded answer tokens, and the summary loss."""
+def losses(
+    language: TinyLanguage, run: object, batch: TokenBatch, features: Features, *, balanced: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the graded answer tokens (see :class:`Mixture` for ``balanced``), and the summary loss."""
     pictures = features.look_up(batch)
     final, first = run(language.embed(batch, pictures))  # type: ignore[operator]
     graded = batch.targets != IGNORED
-    answers = F.cross_entropy(language.head(final[graded]), batch.targets[graded])
+    answers = F.cross_entropy(language.head(final[graded]), batch.targets[graded], reduction="none")
+    if balanced:
+        kind_of = batch.kinds[graded.nonzero()[:, 0]]
+        sums = torch.zeros(len(batch.answers)).index_add(0, kind_of, answers)
+        loss = (sums / batch.answers.clamp(min=1)).sum() / (batch.answers > 0).sum()
+    else:
+        loss = answers.mean()
     known = language.probe(first[tuple(batch.summary_at.T)])
-    return answers, F.mse_loss(known, pictures.mean(1)[batch.summary_of])
+    return loss, F.mse_loss(known, pictures.mean(1)[batch.summary_of])
 
 
 def training_batch(
