@@ -113,7 +113,7 @@ def examine(model: Any) -> Anatomy:
     """
     decoder, layers = _decoder(model)
     attention = tuple(m for m in _modules(layers) if _is_self_attention(m))
-    cross = tuple(m for m in _modules(layers) if _is_cross_attention(m))
+    cross = tuple(m for m in decoder.modules() if _is_cross_attention(m))  # not always inside the layers (Idefics)
     config = model.config.get_text_config(decoder=True)
     heads, kv_heads, head_dim = _heads(attention, config)
     carrying = sum(any(_is_self_attention(m) for m in layer.modules()) for layer in layers)
