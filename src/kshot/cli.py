@@ -183,7 +183,7 @@ def typed(part: str, name: str | None, options: dict[str, Any]) -> dict[str, Any
     }
     parser = ArgumentParser(exit_on_error=False)
     add = parser.add_class_arguments if inspect.isclass(maker) else parser.add_function_arguments
-    others: set[str | int] = set(known) - set(given)
+    others: set[str | int] = {option for option in known if option not in given}
     add(maker, as_group=False, fail_untyped=False, skip=others, sub_configs=False)
     try:
         parser.parse_object(given)

@@ -121,6 +121,7 @@ def test_the_picture_holds_every_image_any_words_and_no_image_at_all(tmp_path):
         [Image.new("RGB", (9, 5), (250, 0, n)) for n in range(3)],
         "x" * 300 + "\n\nمرحبا \x00\x1b\ud800\ue000\U0010ffff",
         "a",
+        id="odd",
     )
     none = kshot.Example((), "nothing to see", "b")
     episode = kshot.Episode((many, none), none, instruction="Do as the examples do. " * 20)

@@ -95,10 +95,10 @@ def test_a_torn_line_is_as_if_it_had_never_been_written(tmp_path):
     path = tmp_path / "unfinished" / "cell.0.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
     assert sorted(folder.steps("cell")) == [0]
-    folder.append("cell", 2, [{"id": "ü\u2028"}], 0)
-    assert folder.steps("cell") == {0: [{"id": "a"}], 2: [{"id": "ü\u2028"}]}
-    folder.finish("cell", [{"id": "ü\u2028"}])
-    assert read_jsonl(folder.predictions("cell")) == [{"id": "ü\u2028"}]
+    folder.append("cell", 2, [{"id": "ü\u2028\ud800"}], 0)
+    assert folder.steps("cell") == {0: [{"id": "a"}], 2: [{"id": "ü\u2028\ud800"}]}
+    folder.finish("cell", [{"id": "ü\u2028\ud800"}])
+    assert read_jsonl(folder.predictions("cell")) == [{"id": "ü\u2028\ud800"}]
     assert not (tmp_path / "unfinished").exists()
 
 

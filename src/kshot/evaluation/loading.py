@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, overload
 
@@ -22,8 +23,12 @@ def load_any(model: str | Model | None, options: Mapping[str, Any] | None = None
         OptionError: options were given for a model that is already loaded.
     """
     if isinstance(model, str):
+        from transformers.utils import logging
+
         from kshot.models import load_model
 
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()  # "Loading weights" would fill log files
         return load_model(model, **(options or {}))
     if options:
         raise OptionError("model_options apply only to a model that is given by name")

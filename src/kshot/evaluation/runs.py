@@ -89,7 +89,7 @@ class RunFolder:
         line = json.dumps({"step": step, "rows": rows}, ensure_ascii=False)
         with path.open("ab") as file:
             # The line break comes first: whatever a killed process left at the end stays a line of its own.
-            file.write(b"\n" + line.encode() + b"\n")
+            file.write(b"\n" + encode(line) + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -144,7 +144,12 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there in full or not at all."""
-    write_bytes(path, text.encode())
+    write_bytes(path, encode(text))
+
+
+def encode(text: str) -> bytes:
+    """UTF-8; a lone surrogate, which JSON can smuggle in and a model can say, becomes the escape that JSON reads back."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
