@@ -24,6 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -55,11 +56,20 @@ def llava_15m() -> VLM:
     return VLM(model, processor, name="llava-15m-random")
 
 
-MODELS: dict[str, tuple[Callable[[], VLM], int]] = {
-    "tiny": (lambda: load_model("tiny"), 64),
-    "llava-15m-random": (llava_15m, 112),
+@dataclass(frozen=True)
+class Case:
+    """A model, the edge of the pictures it is shown, and how much is measured."""
+
+    make: Callable[[], VLM]
+    edge: int
+    queries: int
+    rounds: int
+
+
+CASES = {
+    "tiny": Case(lambda: load_model("tiny"), edge=64, queries=128, rounds=7),
+    "llava-15m-random": Case(llava_15m, edge=112, queries=32, rounds=3),
 }
-"""How each model is made, and the edge of the pictures it is shown."""
 
 
 def picture(seed: int, edge: int) -> BytesPicture:
@@ -101,25 +111,26 @@ def same(kind: str, a: list, b: list) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--kinds", default="answer,score")
     parser.add_argument("--shots", type=int, default=8)
-    parser.add_argument("--queries", type=int, default=128)
+    parser.add_argument("--queries", type=int, help="default: 128 for the small model, 32 for the large one")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="default: 7 and 3")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for name in options.models.split(","):
-        make, edge = MODELS[name]
-        model = make()
+        case = CASES[name]
+        queries, rounds = options.queries or case.queries, options.rounds or case.rounds
+        model = case.make()
         for kind in options.kinds.split(","):
-            sizes = (options.shots, options.queries, edge, options.batch_size)
+            sizes = (options.shots, queries, case.edge, options.batch_size)
             for way in WAYS:  # first calls pay for imports and lazy initialization
-                run(model, way, kind, options.shots, 4, edge, options.batch_size)
+                run(model, way, kind, options.shots, 4, case.edge, options.batch_size)
             found = {way: [] for way in WAYS}
-            for _ in range(options.rounds):
+            for _ in range(rounds):
                 for way in WAYS:
                     found[way].append(run(model, way, kind, *sizes))
             base = statistics.median(cpu for cpu, _, _ in found["none"])
@@ -133,9 +144,9 @@ def main() -> None:
                     "kind": kind,
                     "reuse": way,
                     "shots": options.shots,
-                    "queries": options.queries,
+                    "queries": queries,
                     "batch_size": options.batch_size,
-                    "rounds": options.rounds,
+                    "rounds": rounds,
                     "cpu_ms_per_query": round(1e3 * cpu, 3),
                     "wall_ms_per_query": round(1e3 * wall, 3),
                     "times_faster": round(base / cpu, 2),

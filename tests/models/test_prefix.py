@@ -189,6 +189,23 @@ def test_a_layer_with_room_grows_like_any_other() -> None:
     assert held.cache.get_seq_length() == held.length
 
 
+@torch.no_grad()
+def test_buffers_are_left_to_the_next_batch_and_freed_behind_the_last() -> None:
+    model = vlm("llava", True)
+    held = prefill(model.model, model.inputs([model.encode(episodes(demonstrations())[0])]))
+    spare: dict[Any, Any] = {}
+    first = expand(held.cache, 2, 4, spare).layers[0]
+    new = torch.randn_like(first.keys[..., :3, :])
+    expected = torch.cat([held.cache.layers[0].keys.expand(2, -1, -1, -1), new], dim=-2)
+    assert torch.equal(first.update(new, new)[0], expected)
+    second = expand(held.cache, 2, 3, spare).layers[0]
+    assert second.keys.data_ptr() == first.keys.data_ptr()
+    assert torch.equal(second.update(2 * new, new)[0][..., held.length :, :], 2 * new)
+    assert expand(held.cache, 2, 9, spare).layers[0].keys.data_ptr() != first.keys.data_ptr()
+    model.answer(episodes(demonstrations()), max_new_tokens=3, batch_size=1)
+    assert all(not prefix.spare for prefix, _ in model.reuse.prefixes._memory._entries.values())
+
+
 def test_the_budget_holds_and_the_least_recently_used_goes_first() -> None:
     cache: BudgetedCache[str] = BudgetedCache(10)
     cache.put("a", "A", 4)

@@ -33,11 +33,14 @@ class Beginning:
         encoded: the tokens and pictures before the anchor.
         lead: the text of the query's part before the anchor, mostly none; already in ``encoded``.
         anchor: the special token at which queries can be told from their beginning.
+        context: how many demonstrations a query must follow to be written as it is behind all of them (a chat template may
+            treat the first turn in a way of its own).
     """
 
     encoded: EncodedPrompt
     lead: str
     anchor: str
+    context: int
 
 
 class Beginnings:
@@ -94,7 +97,15 @@ class Beginnings:
 
     def _learn(self, whole: EncodedPrompt, episode: Episode, render: Render) -> Beginning | None:
         """The beginning of a prompt, if what follows can be encoded apart from it."""
-        opening = self.encoder.opening(self._tail(episode, render), known=self.known)
+        for context in (0, 1):
+            beginning = self._beginning(whole, self._tail(context, episode, render), context)
+            if beginning is not None and self._follow(beginning, episode, render) == whole:
+                return beginning
+        return None
+
+    def _beginning(self, whole: EncodedPrompt, tail: Prompt, context: int) -> Beginning | None:
+        """The prompt up to the first special token of its tail; ``None`` if there is none."""
+        opening = self.encoder.opening(tail, known=self.known)
         found = min(((place, mark) for mark in self._anchors if (place := opening.find(mark)) >= 0), default=None)
         if found is None:
             return None
@@ -106,17 +117,17 @@ class Beginnings:
         spans = tuple(replace(s, end=min(s.end, end)) for s in whole.tokens.spans if s.start < end)
         head = TokenizedPrompt(whole.tokens.ids[:end], spans, whole.tokens.prefix)
         encoded = EncodedPrompt(head, whole.pictures[: whole.prefix_pictures], whole.prefix_pictures)
-        beginning = Beginning(encoded, opening[:place], anchor)
-        return beginning if self._follow(beginning, episode, render) == whole else None
+        return Beginning(encoded, opening[:place], anchor, context)
 
-    def _tail(self, episode: Episode, render: Render) -> Prompt:
-        """The query's part of the prompt, rendered behind the last demonstration alone."""
-        short = render(replace(episode, demonstrations=episode.demonstrations[-1:]))
+    def _tail(self, context: int, episode: Episode, render: Render) -> Prompt:
+        """The query's part of the prompt, rendered behind the last ``context`` demonstrations alone."""
+        shown = episode.demonstrations[len(episode.demonstrations) - context :]
+        short = render(replace(episode, demonstrations=shown))
         return Prompt(short.segments[short.prefix_segments :], short.style, 0)
 
     def _follow(self, beginning: Beginning, episode: Episode, render: Render) -> EncodedPrompt | None:
         """The prompt of another query after the same demonstrations; ``None`` if it does not reach the anchor alike."""
-        prompt = self._tail(episode, render)
+        prompt = self._tail(beginning.context, episode, render)
         opening = self.encoder.opening(prompt, known=self.known)
         if not opening.startswith(beginning.lead + beginning.anchor):
             return None

@@ -55,6 +55,8 @@ class Dialect:
     def enclose(self, prompt: Prompt) -> Prompt:
         """A plain prompt with each image enclosed as in training (``<|vision_start|>`` ... ``<|vision_end|>``)."""
         before, behind = self.enclosure
+        if not before and not behind:
+            return prompt
         segments: list[Segment] = []
         prefix = 0
         for number, segment in enumerate(prompt.segments):
@@ -84,9 +86,10 @@ class Dialect:
             segments += [*answer, replace(answer[-1], text=end, picture=None)]
         return replace(prompt, segments=tuple(segments))
 
-    def expansion(self, image: Image.Image) -> str:
-        """The text that stands for an image; it depends on the image's size only."""
-        return str(self.processor._process_images([[image]], **self.image_options)[1][0])
+    def expansion(self, image: Image.Image, *, alone: bool = True) -> str:
+        """The text that stands for an image; it depends on the image's size only, and on whether its prompt has others."""
+        row = [image] if alone else [image, image]
+        return str(self.processor._process_images([row], **self.image_options)[1][0])
 
     def fit(self, prompt: Prompt, expansions: Sequence[str]) -> list[str]:
         """Expansions as they are written at their places in the prompt (next to other images, before a word)."""
@@ -169,7 +172,7 @@ class FencedDialect(Dialect):
         self._tile = self.image_token * processor.image_seq_len + self._fence
         self._expansion = self._tile * tiles
 
-    def expansion(self, image: Image.Image) -> str:
+    def expansion(self, image: Image.Image, *, alone: bool = True) -> str:
         return self._fence + self._expansion
 
     def fit(self, prompt: Prompt, expansions: Sequence[str]) -> list[str]:
@@ -206,7 +209,7 @@ class InterleavedDialect(Dialect):
             prompt, segments=tuple(segments), prefix_segments=prompt.prefix_segments and prompt.prefix_segments + 1
         )
 
-    def expansion(self, image: Image.Image) -> str:
+    def expansion(self, image: Image.Image, *, alone: bool = True) -> str:
         return self.fence + self.image_token + self.fence
 
     def fit(self, prompt: Prompt, expansions: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,10 @@ SHORTEST = 16
 TYPE_IDS = "token_type_ids"
 
 
+Buffers = tuple[torch.Tensor, torch.Tensor]
+"""Room for the keys and the values of a layer, ``[rows, heads, tokens, width]``, the prefix's own at its beginning."""
+
+
 @dataclass(frozen=True)
 class Prefix:
     """A prompt's beginning as the decoder remembers it.
@@ -46,6 +50,7 @@ class Prefix:
         next_position: position of the token that follows.
         positions: positions of its tokens, ``[1, P]``, or ``[3, 1, P]`` where positions are multimodal.
         token_types: types of its tokens, ``[1, P]``, for models that mask by type.
+        spare: buffers that one batch of queries leaves to the next; to be cleared behind the last.
     """
 
     ids: torch.Tensor
@@ -53,6 +58,7 @@ class Prefix:
     next_position: int
     positions: torch.Tensor
     token_types: torch.Tensor | None = None
+    spare: dict[tuple[int, int], Buffers] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -129,7 +135,7 @@ def prefill(model: Any, inputs: dict[str, Any]) -> Prefix:
     return Prefix(inputs["input_ids"], cache, int(positions.max()) + 1, positions, inputs.get(TYPE_IDS))
 
 
-def expand(cache: Cache, rows: int, room: int = 0) -> Cache:
+def expand(cache: Cache, rows: int, room: int = 0, spare: dict[tuple[int, int], Buffers] | None = None) -> Cache:
     """A cache for ``rows`` sequences that all begin with a cached prefix; the original stays as it is.
 
     Args:
@@ -137,16 +143,31 @@ def expand(cache: Cache, rows: int, room: int = 0) -> Cache:
         rows: number of sequences.
         room: tokens that will follow one by one. Without, nothing is copied: the layers hold views with a stride of zero, and the
             first update, which concatenates, makes new tensors. With it, each layer gets a buffer that is written in place.
+        spare: buffers of earlier calls, by rows and layer, that nobody uses any more; they are used again or replaced.
     """
+    spare = {} if spare is None else spare
     expanded = copy.copy(cache)
-    expanded.layers = [
-        RoomyLayer(layer, rows, room) if room and type(layer) is DynamicLayer else copy.copy(layer)
-        for layer in cache.layers
-    ]
-    for layer in _layers(expanded):
-        layer.keys = layer.keys.expand(rows, -1, -1, -1)
-        layer.values = layer.values.expand(rows, -1, -1, -1)
+    expanded.layers = []
+    for number, layer in enumerate(_layers(cache)):
+        keys, values = layer.keys, layer.values
+        if room and type(layer) is DynamicLayer:
+            length = keys.shape[-2]
+            buffers = spare.get((rows, number))
+            if buffers is None or buffers[0].shape[-2] < length + room:
+                buffers = spare[rows, number] = (_roomy(keys, rows, room), _roomy(values, rows, room))
+            expanded.layers.append(RoomyLayer(buffers, length))
+        else:
+            view = copy.copy(layer)
+            view.keys, view.values = (states.expand(rows, -1, -1, -1) for states in (keys, values))
+            expanded.layers.append(view)
     return expanded
+
+
+def _roomy(states: torch.Tensor, rows: int, room: int) -> torch.Tensor:
+    _, heads, length, width = states.shape
+    buffer = states.new_empty(rows, heads, length + room, width)
+    buffer[..., :length, :] = states
+    return buffer
 
 
 class RoomyLayer(DynamicLayer):
@@ -156,17 +177,15 @@ class RoomyLayer(DynamicLayer):
     that takes longer than all else. (Its static layer has a fixed length and needs masks of that length.)
 
     Args:
-        source: a layer for a batch of one.
-        rows: number of sequences.
-        room: tokens that there is room for, behind those of ``source``.
+        buffers: filled up to ``length``.
+        length: tokens in them.
     """
 
-    def __init__(self, source: Any, rows: int, room: int):
+    def __init__(self, buffers: Buffers, length: int):
         super().__init__()
-        self.dtype, self.device, self.is_initialized = source.keys.dtype, source.keys.device, True
-        self._buffers = [_with_room(states, rows, room) for states in (source.keys, source.values)]
-        length = source.keys.shape[-2]
-        self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
+        self.dtype, self.device, self.is_initialized = buffers[0].dtype, buffers[0].device, True
+        self._buffers = buffers
+        self.keys, self.values = (buffer[..., :length, :] for buffer in buffers)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -183,13 +202,6 @@ class RoomyLayer(DynamicLayer):
             buffer[..., start:end, :] = states
         self.keys, self.values = (buffer[..., :end, :] for buffer in self._buffers)
         return self.keys, self.values
-
-
-def _with_room(states: torch.Tensor, rows: int, room: int) -> torch.Tensor:
-    _, heads, length, width = states.shape
-    buffer = states.new_empty(rows, heads, length + room, width)
-    buffer[..., :length, :] = states
-    return buffer
 
 
 def _layers(cache: Cache) -> list[Any]:
@@ -250,7 +262,7 @@ def continue_generate(
     arguments |= {
         "input_ids": torch.cat([seen.expand(rows, -1), inputs["input_ids"]], dim=1),
         "position_ids": positions,
-        "past_key_values": expand(prefix.cache, rows * num_beams, room),
+        "past_key_values": expand(prefix.cache, rows * num_beams, room, prefix.spare),
     }
     del arguments["use_cache"]  # a setting of generation, not an input
     return arguments

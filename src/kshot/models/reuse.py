@@ -124,6 +124,8 @@ class Reuse:
                 alone += numbers
                 continue
             yield from _by_length(group, new_tokens)
+            if group.prefix is not None:
+                group.prefix.spare.clear()
         if alone:
             alone.sort()
             yield Group(alone, [prompts[i] for i in alone])
