@@ -1,9 +1,12 @@
 """The generated worlds, the embedded model's recipe at the smallest scale, and what it must guarantee."""
 
 import hashlib
+import io
+import itertools
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+import kshot
 from kshot.data.drawing import SCENE_TASKS, Scene, draw_glyph, invent_name, is_held_out, random_letters
 from kshot.episode import Episode, Example
 from kshot.picture import as_picture
@@ -33,9 +37,11 @@ from kshot.training.tiny_episodes import (
 from kshot.training.tiny_export import build_processor
 from kshot.training.tiny_language import Features, Mixture, TinyLanguage, fold, single_token_namer, train_language
 from kshot.training.tiny_model import ImageEncoder, TinyShape, build_model, normalise
+from kshot.training.tiny_report import Bench, shuffle_labels, wilson
 from kshot.training.tiny_tokenizer import build_tokenizer
 from kshot.training.tiny_vision import train_vision
 
+EMBEDDED = Path(kshot.__file__).parent / "assets" / "tiny"
 HASH = """
 import hashlib
 from kshot.data.drawing import Scene, draw_glyph
@@ -244,6 +250,31 @@ def test_the_whole_recipe_writes_a_folder_that_loads_and_answers(tmp_path):
     assert (inputs["input_ids"][0] == processor.tokenizer.bos_token_id).sum() == 1
     out = model.generate(**inputs, max_new_tokens=3)
     assert out.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_the_embedded_model_learns_from_its_context(tmp_path):
+    archive = tmp_path / "characters.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for c, i in itertools.product(range(24), range(6)):
+            data = io.BytesIO()
+            draw_glyph(c, i, size=105).save(data, "PNG")
+            file.writestr(f"images/invented/character{c:02d}/{i:02d}.png", data.getvalue())
+    bench = Bench(EMBEDDED, archive, scenes=40)
+    rng = np.random.default_rng(0)
+    episodes = [bench.characters(rng, 9, 2) for _ in range(60)]
+    shuffled = [shuffle_labels(rng, e) for e in episodes]
+    wording = prompts.chat_wording("What is it?")
+    right, control = bench.answers(episodes, wording), bench.answers(shuffled, wording)
+    assert np.mean(right) >= 0.9
+    assert np.mean(control) <= 0.7
+    mixed = [*episodes[:8], *shuffled[:8]]
+    assert bench.generated(mixed, wording) == [*right[:8], *control[:8]]
+
+
+def test_interval_contains_the_share_and_narrows():
+    low, high = wilson(45, 50)
+    assert 0 < low < 0.9 < high < 1
+    assert np.subtract(*wilson(900, 1000)[::-1]) < high - low
 
 
 def _written_episode(instruction: str | None = None) -> Episode:

@@ -29,6 +29,7 @@ def train_tiny(
     early_vision: int = 6000,
     early_language: int = 750,
     late_language: int = 1500,
+    language_stop: int | None = None,
     short_steps: int = 400,
     single_steps: int = 250,
     invented: int = 10000,
@@ -55,6 +56,7 @@ def train_tiny(
             after ``early_vision`` steps, the rest through the finished one. (What is learnt first is hardly about vision, and
             on two cores both halves can then be trained side by side.)
         late_language: from this step on, the three kinds of episodes weigh the same in the loss, and batches hold less padding.
+        language_stop: end after this step although the learning rate's schedule is laid out for ``language_steps``.
         short_steps: how many of the language model's steps use the short wording only.
         single_steps: how many of them use labels of a single token only.
         invented, drawings: invented characters, and drawings of each.
@@ -77,7 +79,7 @@ def train_tiny(
         raise OptionError(f"early_vision must be between 1 and vision_steps ({vision_steps}), not {early_vision}")
     if quick:
         vision_steps, early_vision, short_steps, single_steps = 4, 2, 2, 1
-        early_language, late_language, language_steps = 2, 3, 4
+        early_language, late_language, language_steps, language_stop = 2, 3, 4, None
         invented, drawings, merged, scenes, batch_classes, batch_tokens = 40, 5, 2 if omniglot else 0, 300, 9, 900
         compile, workers = False, 1
     folder = Path(work) if work is not None else Path(f"{os.fspath(out).rstrip('/')}.work")
@@ -139,5 +141,5 @@ def train_tiny(
     features = Features(ImageEncoder(model), banks)
     if checkpoint_step(folder / "language.safetensors") < late_language:
         language_until(late_language, features, mixture)
-    fold(model, language_until(language_steps, features, late_mixture), features)
+    fold(model, language_until(language_stop or language_steps, features, late_mixture), features)
     return export(model, tokenizer, out, patch=shape.patch)

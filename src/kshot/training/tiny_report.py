@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -179,7 +180,7 @@ class Bench:
 
 
 def measure_tiny(
-    folder: str, omniglot: str, *, episodes: int = 2000, out: str | None = None, seed: int = 0
+    folder: str, omniglot: str, *, episodes: int = 2000, only: str = "", out: str | None = None, seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """Every figure of the model card.
 
@@ -187,6 +188,7 @@ def measure_tiny(
         folder: the model folder.
         omniglot: archive of characters that training never saw.
         episodes: per cell.
+        only: regular expression; cells whose names it does not occur in are left out.
         out: JSON file to write after every cell.
         seed: of the episodes.
 
@@ -195,7 +197,8 @@ def measure_tiny(
     """
     bench = Bench(folder, omniglot)
     cells: dict[str, dict[str, float]] = {}
-    for name, (make, wordings) in tqdm(_cells(bench).items(), desc="cells", disable=None):
+    chosen = {name: cell for name, cell in _cells(bench).items() if re.search(only, name)}
+    for name, (make, wordings) in tqdm(chosen.items(), desc="cells", disable=None):
         cells[name] = bench.accuracy(make, episodes, wordings, seed=seed)
         if name == "characters, 2-way, 4 per class":
             cells[f"{name}, generate()"] = bench.accuracy(make, episodes // 4, wordings, seed=seed, generate=True)
@@ -232,7 +235,7 @@ def _cells(bench: Bench) -> dict[str, tuple[Make, list[Wording] | None]]:
     four = partial(bench.characters, pictures=9, ways=2)
     cells["characters, 2-way, 4 per class, five random letters"] = partial(four, names=letters), None
     cells["characters, 2-way, 4 per class, English words"] = partial(four, names=english), None
-    cells["control: labels shuffled"] = (lambda rng: _shuffled(rng, four(rng))), None
+    cells["control: labels shuffled"] = (lambda rng: shuffle_labels(rng, four(rng))), None
     cells["control: query swapped"] = (lambda rng: _swapped(four(rng), four(rng))), None
     cells["control: blank images"] = (
         (lambda rng: replace(four(rng), source=bench.BLANK, pictures=np.zeros(9, np.int64))),
@@ -268,7 +271,7 @@ def _cells(bench: Bench) -> dict[str, tuple[Make, list[Wording] | None]]:
     return cells
 
 
-def _shuffled(rng: np.random.Generator, episode: TinyEpisode) -> TinyEpisode:
+def shuffle_labels(rng: np.random.Generator, episode: TinyEpisode) -> TinyEpisode:
     """Demonstrations keep their pictures, labels are dealt out anew; the query keeps its true label."""
     shown = [episode.labels[i] for i in rng.permutation(len(episode.labels) - 1)]
     return replace(episode, labels=[*shown, episode.labels[-1]])
