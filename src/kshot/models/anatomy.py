@@ -146,13 +146,14 @@ def examine(model: Any) -> Anatomy:
 
 
 def _decoder(model: Any) -> tuple[nn.Module, tuple[nn.Module, ...]]:
-    """The text decoder and its layers; a few models keep them one level below ``get_decoder()``."""
-    found = model.get_decoder()
-    candidates: tuple[Any, ...] = (found, getattr(found, "model", None), getattr(found, "decoder", None))
-    for candidate in candidates:
+    """The text decoder and its layers; a few models keep them one or two levels below ``get_decoder()``."""
+    candidates: list[Any] = [model.get_decoder()]
+    for candidate in candidates:  # grows: breadth first
         layers = getattr(candidate, "layers", None)
         if isinstance(layers, nn.ModuleList) and len(layers):
             return candidate, tuple(layers)
+        inner = [getattr(candidate, name, None) for name in ("model", "decoder")]
+        candidates += [part for part in inner if isinstance(part, nn.Module) and part is not candidate]
     raise ModelError(f"{type(model).__name__} has no text decoder made of layers")
 
 

@@ -57,6 +57,8 @@ class Encoder:
     Attributes:
         image_token: what stands for an image in chat templates.
         reserved: strings that mean something to the tokenizer, to be broken up where data contain them.
+        company_matters: whether an image is processed in another way if its prompt has several (LLaVA-OneVision cuts only
+            single images into tiles); found out by :meth:`check`.
 
     Raises:
         ModelError: the processor writes images in an unknown way.
@@ -72,7 +74,8 @@ class Encoder:
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else (self.tokenizer.eos_token_id or 0)
         self._images: BudgetedCache[Image.Image] = BudgetedCache(DECODED_BYTES)
-        self._expansions: dict[tuple[int, int], str] = {}
+        self._expansions: dict[tuple[tuple[int, int], bool], str] = {}
+        self.company_matters = False
 
     @property
     def fingerprint(self) -> str:
@@ -118,8 +121,10 @@ class Encoder:
         return self._expansions_in(arranged, known)[0]
 
     def _expansions_in(self, arranged: Prompt, known: Known | None) -> list[str]:
+        alone = len(arranged.pictures) < 2
         texts = [
-            (known(picture) if known is not None else None) or self.expansion(picture) for picture in arranged.pictures
+            (known(picture) if known is not None else None) or self.expansion(picture, alone=alone)
+            for picture in arranged.pictures
         ]
         return self.dialect.fit(arranged, texts)
 
@@ -155,19 +160,24 @@ class Encoder:
         """
         return self.dialect.pixels([[self._image(picture) for picture in row] for row in pictures])
 
-    def expansion(self, picture: Picture) -> str:
-        """The text that stands for a picture: its placeholders and what encloses them. It depends on the picture's size only.
+    def expansion(self, picture: Picture, *, alone: bool = True) -> str:
+        """The text that stands for a picture: its placeholders and what encloses them.
+
+        Args:
+            picture: the picture; only its size matters.
+            alone: whether it is the only one of its prompt; see :attr:`company_matters`.
 
         Raises:
             BadImage: the picture cannot be decoded.
         """
         image = self._image(picture)
-        text = self._expansions.get(image.size)
+        key = (image.size, alone or not self.company_matters)
+        text = self._expansions.get(key)
         if text is None:
-            text = self.dialect.expansion(image)
+            text = self.dialect.expansion(image, alone=key[1])
             if len(self._expansions) >= SIZES_KEPT:
                 self._expansions.clear()
-            self._expansions[image.size] = text
+            self._expansions[key] = text
         return text
 
     def pad(self, rows: Sequence[Sequence[int]], fill: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -194,6 +204,8 @@ class Encoder:
         ]
         prompt = Prompt(tuple(segments), "plain", 0)
         try:
+            image = pictures[0].load()
+            self.company_matters = self.dialect.expansion(image) != self.dialect.expansion(image, alone=False)
             expected = self.dialect.reference(prompt, [picture.load() for picture in pictures])["input_ids"][0].tolist()
             found = list(self.encode(prompt).tokens.ids)
         except Exception as error:
@@ -216,7 +228,7 @@ class Encoder:
 
 def _probe(number: int) -> Picture:
     """A small picture; each has another size, and none is square."""
-    return DrawnPicture(lambda: Image.new("RGB", (48 + 8 * number, 40), (90 * number, 30, 60)), f"probe {number}")
+    return DrawnPicture(lambda: Image.new("RGB", (112 + 16 * number, 96), (90 * number, 30, 60)), f"probe {number}")
 
 
 def _in_answer(tokens: TokenizedPrompt) -> list[bool]:

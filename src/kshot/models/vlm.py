@@ -75,6 +75,11 @@ class VLM:
         self.reuse = Reuse(
             model, self.encoder, prefix_cache=prefix_cache, feature_cache=feature_cache, feature_folder=feature_folder
         )
+        if self.encoder.company_matters:
+            # What follows a prefix, or a picture by itself, would be taken for a prompt with a single image.
+            self.reuse.no_prefix = self.reuse.no_features = (
+                "a prompt's only image is processed otherwise than one of several"
+            )
         self._beginnings = Beginnings(self.encoder, self.reuse.expansion)
         self.no_chat = self._why_no_chat()
 
