@@ -163,7 +163,9 @@ class ConceptTask(Task):
         self.shots_per_class, self.style = shots_per_class, style
         self.shots = (ways * shots_per_class,)
         self.template = as_template(template, LINK if style == "link" else PLAIN)
-        self.stop = ("\n", " in the image") if style == "link" else ("\n",)
+        # The plain form closes an answer with a full stop; real class names may hold one ("st. bernard").
+        ends = ("\n",) if names == "classes" else ("\n", ".")
+        self.stop = ("\n", " in the image") if style == "link" else ends
         self.max_new_tokens = 24 if style == "link" else 16
 
     @abstractmethod

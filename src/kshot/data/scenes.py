@@ -80,7 +80,7 @@ class Scenes(Task):
         self.episodes, self.seed, self.kind, self.ways = episodes, seed, labels, ways
         self.held_out, self.pool_size = held_out, pool_size
         self.template = as_template(template, PLAIN)
-        self.max_new_tokens = 16
+        self.stop, self.max_new_tokens = ("\n", "."), 16
         self.labels = () if labels == "invented" else WORDS
         self.metric, self.retriever = "exact_match", "random"
         self.shots = (0, 1, 2, 4, 8)
