@@ -12,9 +12,10 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from kshot.chat import render_chat
 from kshot.episode import Episode, Example
 from kshot.errors import DataError, OptionError
-from kshot.prompt import Template, render_chat, render_plain, tokenize
+from kshot.prompt import Template, render_plain, tokenize
 
 LIVE = Template(
     "<image>Question:{question} Short answer:{answer}.",

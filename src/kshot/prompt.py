@@ -1,6 +1,6 @@
 """From an episode to a prompt, and from a prompt to tokens that know what they are.
 
-A :class:`Template` says how one example is written; :func:`render_plain` and :func:`render_chat` turn an
+A :class:`Template` says how one example is written; :func:`render_plain` and :func:`kshot.chat.render_chat` turn an
 :class:`~kshot.episode.Episode` into a :class:`Prompt`: a list of :class:`Segment` (text or image) each of which knows whether it
 belongs to the instruction, to demonstration *i*, to the query or to its answer. :func:`tokenize` carries that knowledge over to
 token ids, so that an answer mask is known by construction and never found by searching for strings.
@@ -11,8 +11,8 @@ No model is needed here; a tokenizer is duck-typed (any fast Hugging Face tokeni
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from kshot.episode import Episode, Example
@@ -127,163 +127,18 @@ def render_plain(
         DataError: a demonstration has no text answer.
     """
     before, after = template.demonstration.split("{answer}")
-    segments = [Segment(_instruction(episode, template))]
+    segments = [Segment(instruction_of(episode, template))]
     for index, example in enumerate(episode.demonstrations):
-        segments += _fill(before, example, "demonstration", index, reserved)
-        segments.append(Segment(_plain_text(example.text_answer, reserved), None, "demonstration", index, True))
-        segments += _fill(after + template.separator, example, "demonstration", index, reserved)
+        segments += fill(before, example, "demonstration", index, reserved)
+        segments.append(Segment(plain_text(example.text_answer, reserved), None, "demonstration", index, True))
+        segments += fill(after + template.separator, example, "demonstration", index, reserved)
     segments = [s for s in segments if s.text or s.picture]
     prefix = len(segments)
-    segments += _fill(template.query_text, episode.query, "query", -1, reserved)
+    segments += fill(template.query_text, episode.query, "query", -1, reserved)
     if answer is not None:
-        segments.append(Segment(_plain_text(answer, reserved), None, "answer", -1, True))
-        segments += _fill(after, episode.query, "answer", -1, reserved, is_answer=True)
+        segments.append(Segment(plain_text(answer, reserved), None, "answer", -1, True))
+        segments += fill(after, episode.query, "answer", -1, reserved, is_answer=True)
     return Prompt(tuple(s for s in segments if s.text or s.picture), "plain", prefix)
-
-
-def render_chat(
-    episode: Episode,
-    template: Template,
-    apply_chat_template: Callable[..., str],
-    image_token: str,
-    *,
-    answer: str | None = None,
-    reserved: Sequence[str] = (),
-) -> Prompt:
-    """Demonstrations as user and assistant turns, through a model's own chat template.
-
-    The chat template is run on messages whose texts are unique marks, so that the place of every text in the result is known; a
-    second run on the real texts must give the same string.
-
-    Args:
-        apply_chat_template: ``processor.apply_chat_template``.
-        image_token: what the chat template writes for an image (the processor's placeholder).
-        answer, reserved: as in :func:`render_plain`.
-
-    Raises:
-        OptionError: the chat template rewrites its messages, so that texts cannot be located; use plain prompts.
-        DataError: a demonstration has no text answer.
-    """
-
-    def run(messages: list[dict[str, Any]], generate: bool) -> str:
-        return str(apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
-
-    for strip in (False, True):  # many chat templates trim their texts; then so do we, and know where everything is
-        texts: list[Segment] = []
-        messages = _messages(episode, template, answer, reserved, texts, strip)
-        prompt = _chat_prompt(run, messages, texts, episode.pictures, image_token, answer is not None)
-        if prompt.text(image_token) == run(messages, answer is None):
-            return prompt
-    raise OptionError("the model's chat template rewrites the texts of its messages; use plain prompts")
-
-
-def _chat_prompt(
-    run: Callable[[list[dict[str, Any]], bool], str],
-    messages: list[dict[str, Any]],
-    texts: list[Segment],
-    images: Sequence[Picture],
-    image_token: str,
-    answered: bool,
-) -> Prompt:
-    """The prompt that a chat template makes of messages whose texts, in order, are ``texts``."""
-    pictures = iter(images)
-    pieces = _literal_pieces(run, messages, len(texts), generate=not answered)
-    # What closes an assistant's turn: the markup behind the last assistant's text when nothing follows it.
-    close = ""
-    if any(t.is_answer for t in texts):
-        finished = messages if answered else messages[:-1]
-        count = max(i for i, t in enumerate(texts) if t.is_answer) + 1
-        close = _literal_pieces(run, finished, count, generate=False)[-1]
-
-    segments: list[Segment] = []
-    prefix = None
-    for i, piece in enumerate(pieces):
-        before = texts[i - 1] if i else None
-        if before is not None and before.is_answer:
-            size = _common_prefix(piece, close)
-            segments.append(replace(before, text=piece[:size]))
-            piece = piece[size:]
-        # The markup between two texts belongs to the turn it opens.
-        owner = texts[i] if i < len(texts) else Segment("", None, "answer" if answered else "query")
-        owner = (
-            replace(owner, role="query", is_answer=False) if owner.role == "answer" else replace(owner, is_answer=False)
-        )
-        for number, part in enumerate(piece.split(image_token)):
-            if number:
-                picture = next(pictures, None)
-                if picture is None:
-                    raise OptionError(f"the chat template writes {image_token!r} more often than there are images")
-                prefix = len(segments) if prefix is None and owner.role == "query" else prefix
-                segments.append(replace(owner, text="", picture=picture))
-            segments.append(replace(owner, text=part))
-        if i < len(texts):
-            prefix = len(segments) if prefix is None and texts[i].role == "query" else prefix
-            segments.append(texts[i])
-    if next(pictures, None) is not None:
-        raise OptionError(f"the chat template does not write {image_token!r} for each image; use plain prompts")
-    kept = [s for s in segments if s.text or s.picture]
-    before_query = segments[: len(segments) if prefix is None else prefix]
-    return Prompt(tuple(kept), "chat", sum(1 for s in before_query if s.text or s.picture))
-
-
-def _messages(
-    episode: Episode,
-    template: Template,
-    answer: str | None,
-    reserved: Sequence[str],
-    texts: list[Segment],
-    strip: bool,
-) -> list[dict[str, Any]]:
-    """The episode as chat messages; every text in them is also appended to ``texts``, in order."""
-
-    def text_part(text: str, role: Role, index: int, is_answer: bool = False) -> dict[str, str]:
-        text = text.strip() if strip else text
-        texts.append(Segment(text, None, role, index, is_answer))
-        return {"type": "text", "text": text}
-
-    messages: list[dict[str, Any]] = []
-    instruction = _instruction(episode, template).strip()
-    for index, example in enumerate((*episode.demonstrations, episode.query)):
-        is_query = index == len(episode.demonstrations)
-        role: Role = "query" if is_query else "demonstration"
-        number = -1 if is_query else index
-        content: list[dict[str, Any]] = []
-        if index == 0 and instruction:
-            content.append(text_part(instruction + "\n", "instruction", -1))
-        for piece in _fill(template.user, example, role, number, reserved):
-            content.append({"type": "image"} if piece.picture is not None else text_part(piece.text, role, number))
-        messages.append({"role": "user", "content": content})
-        if is_query and answer is None:
-            continue
-        said = _plain_text(example.text_answer if not is_query else str(answer), reserved)
-        turn = text_part(template.assistant.replace("{answer}", said), "answer" if is_query else role, number, True)
-        messages.append({"role": "assistant", "content": [turn]})
-    return messages
-
-
-def _literal_pieces(
-    run: Callable[[list[dict[str, Any]], bool], str], messages: list[dict[str, Any]], texts: int, *, generate: bool
-) -> list[str]:
-    """The markup that a chat template writes before, between and behind the texts of the messages."""
-    number = iter(range(texts))
-    # Private-use characters do not occur in data, and templates that trim or change case leave them alone.
-    marked = [
-        {
-            "role": m["role"],
-            "content": [
-                c if c["type"] == "image" else c | {"text": f"\ue000{next(number)}\ue001"} for c in m["content"]
-            ],
-        }
-        for m in messages
-    ]
-    rest = run(marked, generate)
-    pieces: list[str] = []
-    for i in range(texts):
-        piece, mark, rest = rest.partition(f"\ue000{i}\ue001")
-        if not mark:
-            raise OptionError("the model's chat template drops or reorders messages; use plain prompts")
-        pieces.append(piece)
-    return [*pieces, rest]
 
 
 @dataclass(frozen=True)
@@ -389,17 +244,18 @@ def tokenize(
     return TokenizedPrompt(tuple(ids), tuple(spans), prefix)
 
 
-def _instruction(episode: Episode, template: Template) -> str:
+def instruction_of(episode: Episode, template: Template) -> str:
+    """What is written before everything: the episode's own instruction, or else the template's."""
     return template.instruction if episode.instruction is None else episode.instruction
 
 
-def _fill(
+def fill(
     text: str, example: Example, role: Role, index: int, reserved: Sequence[str], is_answer: bool = False
 ) -> list[Segment]:
     """Segments of a template text for one example: fields filled in, images in their places."""
     fields = {
-        "{question}": _plain_text(example.question, reserved),
-        "{choices}": _plain_text(", ".join(example.choices), reserved),
+        "{question}": plain_text(example.question, reserved),
+        "{choices}": plain_text(", ".join(example.choices), reserved),
     }
     segments: list[Segment] = []
     for number, piece in enumerate(text.split(IMAGE)):
@@ -411,14 +267,9 @@ def _fill(
     return segments
 
 
-def _plain_text(text: str, reserved: Sequence[str]) -> str:
+def plain_text(text: str, reserved: Sequence[str]) -> str:
     """Text of a data set without power over the tokenizer: reserved strings in it are broken up by a space."""
     for token in reserved:
         if len(token) > 1 and token in text:
             text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
-
-
-def _common_prefix(a: str, b: str) -> int:
-    """Length of the common beginning of two strings."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import kshot
+from kshot.chat import render_chat
 from kshot.data.drawing import SCENE_TASKS, Scene, draw_glyph, invent_name, is_held_out, random_letters
 from kshot.episode import Episode, Example
 from kshot.picture import as_picture
-from kshot.prompt import render_chat, render_plain
+from kshot.prompt import render_plain
 from kshot.training import tiny_prompts as prompts
 from kshot.training.tiny import train_tiny
 from kshot.training.tiny_banks import EDGE, attribute_indices, build_banks, to_pixels

@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from kshot.chat import render_chat
 from kshot.episode import Episode, Example
 from kshot.errors import ContextTooLong, OptionError
 from kshot.models.anatomy import Anatomy, examine
@@ -23,7 +24,7 @@ from kshot.models.identity import identity
 from kshot.models.prefix import Prefix, continue_forward, continue_generate
 from kshot.models.reuse import Group, Reuse, Switch
 from kshot.picture import DrawnPicture
-from kshot.prompt import IMAGE, Prompt, Template, render_chat, render_plain
+from kshot.prompt import IMAGE, Prompt, Template, render_plain
 
 DEFAULT_TEMPLATE = Template("<image>Question: {question} Answer:{answer}\n", separator="")
 """How examples are written if no template is given: one line an example, the answer at its end."""
