@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from kshot.chat import render_chat
 from kshot.data.task import Task, load_task, tasks
 from kshot.episode import Episode, Example
 from kshot.errors import OptionError
 from kshot.metrics.base import metrics
-from kshot.prompt import render_chat, render_plain
+from kshot.prompt import render_plain
 from tests.data.formats import all_fixtures
 
 FIXTURES = all_fixtures()

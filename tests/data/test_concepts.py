@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from kshot.chat import render_chat
 from kshot.data.concepts import Concept, LazySequence, generator, make_names
 from kshot.data.demonstrations import choose
 from kshot.data.drawing.names import invent_name
@@ -24,7 +25,7 @@ from kshot.episode import Episode, Example
 from kshot.errors import DataError, OptionError
 from kshot.metrics import metrics
 from kshot.picture import DrawnPicture, Picture
-from kshot.prompt import render_chat, render_plain
+from kshot.prompt import render_plain
 
 
 class Toy(NWayTask):
