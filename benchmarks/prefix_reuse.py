@@ -63,12 +63,14 @@ class Case:
     make: Callable[[], VLM]
     edge: int
     queries: int
+    batch_size: int
     rounds: int
+    kinds: tuple[str, ...]
 
 
 CASES = {
-    "tiny": Case(lambda: load_model("tiny"), edge=64, queries=128, rounds=7),
-    "llava-15m-random": Case(llava_15m, edge=112, queries=32, rounds=3),
+    "tiny": Case(lambda: load_model("tiny"), edge=64, queries=256, batch_size=64, rounds=5, kinds=("answer", "score")),
+    "llava-15m-random": Case(llava_15m, edge=112, queries=32, batch_size=16, rounds=3, kinds=("answer",)),
 }
 
 
@@ -112,11 +114,10 @@ def same(kind: str, a: list, b: list) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(CASES))
-    parser.add_argument("--kinds", default="answer,score")
     parser.add_argument("--shots", type=int, default=8)
-    parser.add_argument("--queries", type=int, help="default: 128 for the small model, 32 for the large one")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, help="default: 7 and 3")
+    parser.add_argument("--queries", type=int, help="default: each case's own")
+    parser.add_argument("--batch-size", type=int, help="default: each case's own")
+    parser.add_argument("--rounds", type=int, help="default: each case's own")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -124,11 +125,12 @@ def main() -> None:
     for name in options.models.split(","):
         case = CASES[name]
         queries, rounds = options.queries or case.queries, options.rounds or case.rounds
+        batch_size = options.batch_size or case.batch_size
         model = case.make()
-        for kind in options.kinds.split(","):
-            sizes = (options.shots, queries, case.edge, options.batch_size)
+        for kind in case.kinds:
+            sizes = (options.shots, queries, case.edge, batch_size)
             for way in WAYS:  # first calls pay for imports and lazy initialization
-                run(model, way, kind, options.shots, 4, case.edge, options.batch_size)
+                run(model, way, kind, options.shots, 4, case.edge, batch_size)
             found = {way: [] for way in WAYS}
             for _ in range(rounds):
                 for way in WAYS:
@@ -145,7 +147,7 @@ def main() -> None:
                     "reuse": way,
                     "shots": options.shots,
                     "queries": queries,
-                    "batch_size": options.batch_size,
+                    "batch_size": batch_size,
                     "rounds": rounds,
                     "cpu_ms_per_query": round(1e3 * cpu, 3),
                     "wall_ms_per_query": round(1e3 * wall, 3),

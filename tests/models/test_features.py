@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kshot import Episode, Example
+from kshot import Episode, Example, load_model
 from kshot.models.features import FeatureCache, ImageFeatures
 from kshot.models.vlm import VLM
 from kshot.picture import DrawnPicture
@@ -166,3 +166,14 @@ def test_damaged_features_on_disk_are_computed_again(
     third.score(episodes(), ["red"])
     assert third.reuse.features.statistics.disk_hits == 5, "the damaged entry is replaced"
     assert caplog.text.count("are damaged") == 1
+
+
+def test_caches_are_options_of_loading(tmp_path: Path) -> None:
+    model, processor = build("llava")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    options = {"prefix_cache": False, "feature_cache": True, "feature_folder": str(tmp_path / "features")}
+    loaded = load_model(tmp_path / "model", device_map="cpu", **options)
+    loaded.answer(episodes()[:1], max_new_tokens=1)
+    assert loaded.reuse.prefix_cache is False
+    assert len(list((tmp_path / "features").rglob("*.safetensors"))) == 4
