@@ -22,6 +22,7 @@ from transformers.utils import cached_file
 
 from kshot.errors import MissingExtra, ModelError, OptionError
 from kshot.models.processors import load_processor
+from kshot.models.reuse import Switch
 from kshot.models.vlm import VLM
 
 Quantization = Literal["8bit", "4bit"]
@@ -39,6 +40,9 @@ def load_model(
     name: str | None = None,
     revision: str | None = None,
     attn_implementation: str | None = None,
+    prefix_cache: Switch = "auto",
+    feature_cache: Switch = "auto",
+    feature_folder: str | None = None,
 ) -> VLM:
     """Load a vision-language model and its processor.
 
@@ -53,6 +57,9 @@ def load_model(
         name: name in reports; default: the last part of ``id_or_path``.
         revision: branch, tag or commit of a Hub repository.
         attn_implementation: attention of transformers (``"sdpa"``, ``"eager"``, ``"flash_attention_2"`` ...).
+        prefix_cache, feature_cache: whether fixed demonstrations are read once and pictures encoded once; see
+            :class:`~kshot.models.reuse.Reuse`.
+        feature_folder: keeps vision features on disk, for later runs.
 
     Raises:
         ModelError: no such model, files missing or damaged, not a model of images and text, or a processor that cannot be used.
@@ -80,7 +87,15 @@ def load_model(
         revision=revision,
         attn_implementation=attn_implementation,
     )
-    return VLM(model, processor, name=name or Path(source.rstrip("/")).name, source=source)
+    return VLM(
+        model,
+        processor,
+        name=name or Path(source.rstrip("/")).name,
+        source=source,
+        prefix_cache=prefix_cache,
+        feature_cache=feature_cache,
+        feature_folder=feature_folder,
+    )
 
 
 def _embedded_names() -> list[str]:
