@@ -30,6 +30,8 @@ def train_tiny(
     early_language: int = 750,
     late_language: int = 1500,
     language_stop: int | None = None,
+    refine_steps: int | None = None,
+    refine_rate: float = 8e-4,
     short_steps: int = 400,
     single_steps: int = 250,
     invented: int = 10000,
@@ -57,6 +59,8 @@ def train_tiny(
             on two cores both halves can then be trained side by side.)
         late_language: from this step on, the three kinds of episodes weigh the same in the loss, and batches hold less padding.
         language_stop: end after this step although the learning rate's schedule is laid out for ``language_steps``.
+        refine_steps: then go on to this step, with a schedule of so many steps and the peak rate ``refine_rate``: a second descent.
+        refine_rate: see ``refine_steps``.
         short_steps: how many of the language model's steps use the short wording only.
         single_steps: how many of them use labels of a single token only.
         invented, drawings: invented characters, and drawings of each.
@@ -80,6 +84,7 @@ def train_tiny(
     if quick:
         vision_steps, early_vision, short_steps, single_steps = 4, 2, 2, 1
         early_language, late_language, language_steps, language_stop = 2, 3, 4, None
+        refine_steps = 5
         invented, drawings, merged, scenes, batch_classes, batch_tokens = 40, 5, 2 if omniglot else 0, 300, 9, 900
         compile, workers = False, 1
     folder = Path(work) if work is not None else Path(f"{os.fspath(out).rstrip('/')}.work")
@@ -108,16 +113,19 @@ def train_tiny(
         compile=compile,
     )
 
-    def language_until(stop: int, features: Features, mixture: Mixture) -> TinyLanguage:
+    def language_until(
+        stop: int, features: Features, mixture: Mixture, *, steps: int = language_steps, peak: float = 1.5e-3
+    ) -> TinyLanguage:
         return train_language(
             model,
             tokenizer,
             features,
             folder / "language.safetensors",
-            steps=language_steps,
+            steps=steps,
             short_steps=short_steps,
             single_steps=single_steps,
             mixture=mixture,
+            peak=peak,
             seed=seed,
             compile=compile,
             stop_after=stop,
@@ -141,5 +149,8 @@ def train_tiny(
     features = Features(ImageEncoder(model), banks)
     if checkpoint_step(folder / "language.safetensors") < late_language:
         language_until(late_language, features, mixture)
-    fold(model, language_until(language_stop or language_steps, features, late_mixture), features)
+    language = language_until(language_stop or language_steps, features, late_mixture)
+    if refine_steps:
+        language = language_until(refine_steps, features, late_mixture, steps=refine_steps, peak=refine_rate)
+    fold(model, language, features)
     return export(model, tokenizer, out, patch=shape.patch)
