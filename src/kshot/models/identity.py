@@ -24,7 +24,7 @@ def identity(model: Any, processor: Any) -> dict[str, Any]:
         "weights": weight_hash(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": str(getattr(quantization, "quant_method", "")) or None,
-        "device": str(model.device),
+        "device": torch.device(model.device).type,
         "attention": getattr(model.config, "_attn_implementation", None),
         "processor": type(processor).__name__,
         "chat_template": _text_hash(getattr(processor, "chat_template", None)),

@@ -6,6 +6,9 @@ import difflib
 import importlib.util
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 from transformers.utils import cached_file
+from transformers.utils import logging as hf_logging
 
 from kshot.errors import MissingExtra, ModelError, OptionError
 from kshot.models.processors import load_processor
@@ -213,9 +217,10 @@ def _config(place: str, revision: str | None) -> PretrainedConfig:
 def _load_weights(place: str, config: PretrainedConfig, **options: Any) -> Any:
     options = {key: value for key, value in options.items() if value is not None}
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            place, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
-        )
+        with _quiet_unless_watched():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                place, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+            )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -225,9 +230,23 @@ def _load_weights(place: str, config: PretrainedConfig, **options: Any) -> Any:
     if missing:
         # transformers would go on with random values in their place.
         raise ModelError(
-            f"the weights of {place} are not complete: {len(missing)} are missing ({', '.join(missing[:3])} ...)"
+            f"the weights of {place} are not complete: {len(missing)} are missing ({', '.join(missing[:3])} ...); if the model does "
+            "not need them, load it with transformers and give it to kshot.models.VLM(model, processor)"
         )
     return model
+
+
+@contextmanager
+def _quiet_unless_watched() -> Iterator[None]:
+    """No progress bars of transformers in log files."""
+    shown = hf_logging.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

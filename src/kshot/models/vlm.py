@@ -305,7 +305,7 @@ class VLM:
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=num_beams,
-            length_penalty=length_penalty,
+            length_penalty=length_penalty if num_beams > 1 else 1.0,  # greedy search has no use for it, and warns
             bos_token_id=own.bos_token_id if own.bos_token_id is not None else self.tokenizer.bos_token_id,
             eos_token_id=eos,
             pad_token_id=self.encoder.pad_id,
