@@ -51,6 +51,7 @@ def export(model: LlavaForConditionalGeneration, tokenizer: Any, out: str | os.P
     )
     model.half().save_pretrained(folder)
     build_processor(tokenizer, patch).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # it is written readable by its owner only
     return folder
 
 
