@@ -146,13 +146,15 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--episodes", type=int, default=2000)
     parser.add_argument("--only", default="", help="measure cells whose description contains this")
+    parser.add_argument("--targets", action="store_true", help="measure only cells that have a target")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th cell from the i-th, to share the work")
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     number, parts = map(int, chosen.part.split("/"))
     model = kshot.load_model(chosen.model)
     rows = []
-    for cell in [c for c in CELLS if chosen.only in c.what][number::parts]:
+    wanted = [c for c in CELLS if chosen.only in c.what and (c.target is not None or not chosen.targets)]
+    for cell in wanted[number::parts]:
         rows.append(measure(model, cell, chosen.episodes, chosen.omniglot))
         shown = rows[-1]
         target = f"target {shown['target']} {shown['met']}" if shown["met"] else ""
