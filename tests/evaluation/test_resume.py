@@ -166,6 +166,7 @@ def test_several_workers_leave_the_same_files(world, tmp_path, undisturbed, monk
     for thread in threads:
         thread.join()
     assert files(run) == undisturbed
+    assert len(results) == world  # every worker came to the end
     assert len(set(map(str, results.values()))) == 1
     steps = [len(models[rank].calls) for rank in range(world)]
     assert sum(steps) == 6 * 3  # nothing was answered twice

@@ -294,7 +294,11 @@ class Run:
 
     def progress(self) -> object:
         """Changes while other processes are at work."""
-        return [(p.name, p.stat().st_size) for p in sorted((self.folder.path / "unfinished").glob("*"))]
+        sizes = []
+        for path in self.folder.journals():
+            with contextlib.suppress(FileNotFoundError):  # the leading process removes what it has merged
+                sizes.append((path.name, path.stat().st_size))
+        return sizes
 
 
 def _total_shots(

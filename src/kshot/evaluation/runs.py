@@ -18,12 +18,13 @@ prediction file. All files but the journals are written under a temporary name a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kshot.errors import DataError, OptionError
 
@@ -85,9 +86,8 @@ class RunFolder:
     def append(self, cell: str, step: int, rows: Rows, worker: int) -> None:
         """Add a finished step to the journal of this process."""
         path = self.path / "unfinished" / f"{cell}.{worker}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"step": step, "rows": rows}, ensure_ascii=False)
-        with path.open("ab") as file:
+        with _open_journal(path) as file:
             # The line break comes first: whatever a killed process left at the end stays a line of its own.
             file.write(b"\n" + encode(line) + b"\n")
             file.flush()
@@ -97,7 +97,11 @@ class RunFolder:
         """The finished steps in all processes' journals. A torn line is as if it had never been written."""
         found: dict[int, Rows] = {}
         for path in self._journals(cell):
-            for line in path.read_bytes().split(b"\n"):
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:
+                continue  # the leading process has merged and removed it since it was listed
+            for line in content.split(b"\n"):
                 try:
                     entry = json.loads(line)
                     found.setdefault(int(entry["step"]), entry["rows"])
@@ -111,7 +115,7 @@ class RunFolder:
         write_text(self.predictions(cell), "".join(lines))
         for path in self._journals(cell):
             path.unlink(missing_ok=True)
-        if (self.path / "unfinished").is_dir() and not any((self.path / "unfinished").iterdir()):
+        with contextlib.suppress(OSError):  # it holds journals of other cells, or never was
             (self.path / "unfinished").rmdir()
 
     def rows(self, cell: str) -> Rows:
@@ -122,9 +126,15 @@ class RunFolder:
         """
         return read_jsonl(self.predictions(cell))
 
+    def journals(self) -> list[Path]:
+        """The journals of all processes and cells that there are at this moment; other processes may remove them."""
+        try:
+            return sorted(p for p in (self.path / "unfinished").iterdir() if p.suffix == ".jsonl")
+        except FileNotFoundError:
+            return []
+
     def _journals(self, cell: str) -> list[Path]:
-        folder = self.path / "unfinished"
-        return sorted(p for p in folder.glob("*.jsonl") if p.name.rsplit(".", 2)[0] == cell) if folder.is_dir() else []
+        return [path for path in self.journals() if path.name.rsplit(".", 2)[0] == cell]
 
     def _refuse_strangers(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -185,6 +195,15 @@ def read_json(path: Path) -> Any:
         raise DataError("file not found", file=path, remedy="is this a run folder?") from None
     except ValueError as error:
         raise DataError(f"not valid JSON ({error})", file=path) from None
+
+
+def _open_journal(path: Path) -> BinaryIO:
+    """Open for appending; the folder may vanish meanwhile, because the leading process removes it when it is empty."""
+    for _ in range(100):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            return path.open("ab")
+    raise DataError("folder cannot be kept open for writing", file=path.parent)
 
 
 def read_jsonl(path: Path) -> Rows:
