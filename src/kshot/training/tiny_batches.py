@@ -29,6 +29,8 @@ class TokenBatch:
         summary_of: (n,) which picture, as an index into ``pictures``.
         kinds: (rows,) kind of each episode.
         answers: (3,) graded answers of each kind.
+        task_at: (m, 2) row and position of each cue by which the hidden attribute can be known.
+        task_of: (m,) index of that attribute.
     """
 
     ids: Tensor
@@ -40,6 +42,8 @@ class TokenBatch:
     summary_of: Tensor
     kinds: Tensor
     answers: Tensor
+    task_at: Tensor
+    task_of: Tensor
 
 
 class Encoder:
@@ -82,29 +86,36 @@ class Encoder:
         image_at: list[tuple[int, int]] = []
         summary_at: list[tuple[int, int]] = []
         summary_of: list[int] = []
+        task_at: list[tuple[int, int]] = []
         count = 0
-        for number, (row_ids, row_targets, images, summaries) in enumerate(rows):
+        for number, (row_ids, row_targets, images, summaries, cues) in enumerate(rows):
             ids[number, : len(row_ids)] = torch.tensor(row_ids)
             targets[number, : len(row_targets)] = torch.tensor(row_targets)
             image_at += [(number, position + i) for position in images for i in range(self.image_tokens)]
             summary_at += [(number, position) for position, _ in summaries]
             summary_of += [count + picture for _, picture in summaries]
+            task_at += [(number, cue) for cue in cues]
             count += len(images)
         sources = torch.tensor([e.source for e in episodes for _ in e.labels])
         pictures = torch.cat([torch.from_numpy(e.pictures) for e in episodes])
         at = torch.tensor(image_at), torch.tensor(summary_at), torch.tensor(summary_of)
         kinds = torch.tensor([e.kind for e in episodes])
         answers = torch.tensor([sum(int(e.graded.sum()) for e in episodes if e.kind == kind) for kind in range(3)])
-        return TokenBatch(ids, targets, at[0], sources, pictures, at[1], at[2], kinds, answers)
+        task_where = torch.tensor(task_at, dtype=torch.long).reshape(-1, 2)
+        task_of = torch.tensor([e.task for e in episodes])[task_where[:, 0]]
+        return TokenBatch(
+            ids, targets, at[0], sources, pictures, at[1], at[2], kinds, answers, task_where, task_of
+        )
 
     def _row(
         self, episode: TinyEpisode, wording: Wording, bos: bool, query_only: bool
-    ) -> tuple[list[int], list[int], list[int], list[tuple[int, int]]]:
+    ) -> tuple[list[int], list[int], list[int], list[tuple[int, int]], list[int]]:
         ids = [self.bos] if bos else []
         ids += self.ids(wording.start)
         graded: dict[int, int] = {}  # position -> id to predict there
         images: list[int] = []
         summaries: list[tuple[int, int]] = []
+        cues: list[int] = []
         last = len(episode.labels) - 1
         for number, label in enumerate(episode.labels):
             before, middle = wording.before, wording.middle
@@ -121,8 +132,10 @@ class Encoder:
                 graded |= {cue + i: token for i, token in enumerate([*answer, after[0]])}
                 if ids[-1] == self.space and not query_only:
                     graded[cue - 1] = self.space  # prompts may end before the space, too
+            if episode.task >= 0 and number > 0 and episode.graded[number]:
+                cues.append(cue)
             summaries += [(cue + i, number) for i in range(len(answer) + 1)]
             ids += answer
             ids += after if number < last else []
         targets = [graded.get(i, IGNORED) for i in range(len(ids))]
-        return ids, targets, images, summaries
+        return ids, targets, images, summaries, cues

@@ -31,6 +31,7 @@ class TinyEpisode:
         labels: n labels.
         graded: (n,) whether the context gives what is needed to answer; ungraded answers are no part of the loss.
         kind: 0 characters, 1 scenes, 2 renamed scenes.
+        task: of scenes, the index of the hidden attribute; -1 for characters.
     """
 
     source: int
@@ -38,6 +39,7 @@ class TinyEpisode:
     labels: list[str]
     graded: NDArray[np.bool_]
     kind: int = 0
+    task: int = -1
 
 
 _KINDS: tuple[tuple[float, Callable[[np.random.Generator], str]], ...] = (
@@ -116,7 +118,7 @@ def scene_episode(
     task = int(rng.integers(len(SCENE_TASKS))) if task is None else task
     words = list(SCENE_TASKS.values())[task]
     picked = rng.integers(len(attributes), size=pictures)
-    return TinyEpisode(source, picked, [words[v] for v in attributes[picked, task]], np.ones(pictures, bool), 1)
+    return TinyEpisode(source, picked, [words[v] for v in attributes[picked, task]], np.ones(pictures, bool), 1, task)
 
 
 def renamed_episode(
@@ -146,7 +148,7 @@ def renamed_episode(
     order = _order(rng, ways, pictures, balanced)
     picked = np.array([rng.choice(by_value[task][values[way]]) for way in order], np.int64)
     labels = [words[v] for v in np.roll(values, 1)] if names is None else names(rng, ways)
-    return TinyEpisode(source, picked, [labels[way] for way in order], _shown_before(order), 2)
+    return TinyEpisode(source, picked, [labels[way] for way in order], _shown_before(order), 2, task)
 
 
 def scenes_by_value(attributes: NDArray[np.int64]) -> list[list[NDArray[np.int64]]]:

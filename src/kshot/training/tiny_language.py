@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
+from kshot.data.drawing import SCENE_TASKS
 from kshot.training.tiny_banks import Banks
 from kshot.training.tiny_batches import IGNORED, Encoder, TokenBatch
 from kshot.training.tiny_checkpoint import load_checkpoint, save_checkpoint
@@ -78,6 +79,7 @@ class TinyLanguage(nn.Module):
         width = self.decoder.config.hidden_size
         torch.manual_seed(seed)
         self.probe = nn.Linear(width, width)
+        self.hint = nn.Linear(width, len(SCENE_TASKS))
         self.image_direction = nn.Parameter(torch.randn(width))
 
     def start(self, label_ids: list[int]) -> None:
@@ -90,15 +92,16 @@ class TinyLanguage(nn.Module):
         vectors.normal_(0, 1)
         vectors[label_ids] = (vectors[label_ids] + torch.randn(vectors.shape[1])) / 2**0.5
 
-    def states(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states (rows, length, width) of embeddings: final, and after the first layer."""
+    def states(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states (rows, length, width) of embeddings: final, after the first layer, and before the last two."""
         positions = torch.arange(embeddings.shape[1])[None]
         rotary = self.decoder.rotary_emb(embeddings, positions)
-        hidden = first = embeddings
+        hidden = first = late = embeddings
         for number, layer in enumerate(self.decoder.layers):
             hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
             first = hidden if number == 0 else first
-        return self.decoder.norm(hidden), first
+            late = hidden if number == len(self.decoder.layers) - 3 else late
+        return self.decoder.norm(hidden), first, late
 
     def embed(self, batch: TokenBatch, features: Tensor) -> Tensor:
         """Input embeddings: word vectors, and at the placeholders the pictures' features."""
@@ -118,6 +121,7 @@ class Mixture:
         balanced: whether characters, scenes and renamed scenes weigh the same in the loss, per answer and not per token. (Names of
             characters have several tokens, so that most of a loss per token is about spelling.)
         one_kind: whether the names in a batch are mostly of one kind (less padding).
+        hint: weight of the hint loss.
         lengths: numbers of pictures in an episode and their weights.
     """
 
@@ -129,6 +133,7 @@ class Mixture:
     tolerance: float = 0.2
     one_kind: bool = False
     balanced: bool = False
+    hint: float = 0.0
     lengths: tuple[tuple[int, float], ...] = ((9, 0.6), (4, 0.05), (6, 0.07), (17, 0.08), (21, 0.13), (33, 0.07))
 
 
@@ -180,12 +185,12 @@ def train_language(
         rng = np.random.default_rng([seed, 30, step])
         namer = single if step < single_steps else training_names
         batch = training_batch(rng, features, encoder, mixture, namer, short=step < short_steps)
-        answers, summary = losses(language, run, batch, features, balanced=mixture.balanced)
-        (answers + summary).backward()
+        answers, summary, hint = losses(language, run, batch, features, balanced=mixture.balanced)
+        (answers + summary + mixture.hint * hint).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        bar.set_postfix(loss=f"{answers.item():.3f}", summary=f"{summary.item():.3f}", refresh=False)
+        bar.set_postfix(loss=f"{answers.item():.3f}", summary=f"{summary.item():.3f}", hint=f"{hint.item():.3f}", refresh=False)
         if (step + 1) % save_every == 0 or step + 1 == last:
             save_checkpoint(checkpoint, {"language": language}, optimizer, step + 1)
     model.eval()
@@ -194,10 +199,10 @@ def train_language(
 
 def losses(
     language: TinyLanguage, run: object, batch: TokenBatch, features: Features, *, balanced: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the graded answer tokens (see :class:`Mixture` for ``balanced``), and the summary loss."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy of the graded answer tokens (see :class:`Mixture` for ``balanced``), the summary loss, and the hint loss."""
     pictures = features.look_up(batch)
-    final, first = run(language.embed(batch, pictures))  # type: ignore[operator]
+    final, first, late = run(language.embed(batch, pictures))  # type: ignore[operator]
     graded = batch.targets != IGNORED
     answers = F.cross_entropy(language.head(final[graded]), batch.targets[graded], reduction="none")
     if balanced:
@@ -207,7 +212,10 @@ def losses(
     else:
         loss = answers.mean()
     known = language.probe(first[tuple(batch.summary_at.T)])
-    return loss, F.mse_loss(known, pictures.mean(1)[batch.summary_of])
+    summary = F.mse_loss(known, pictures.mean(1)[batch.summary_of])
+    if not len(batch.task_of):
+        return loss, summary, loss.new_zeros(())
+    return loss, summary, F.cross_entropy(language.hint(late[tuple(batch.task_at.T)]), batch.task_of)
 
 
 def training_batch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,24 @@ def build_model(shape: TinyShape, tokenizer: Any, seed: int) -> LlavaForConditio
         tie_word_embeddings=True,
     )
     return LlavaForConditionalGeneration(config)
+
+
+def deepen(model: LlavaForConditionalGeneration, *, at: int, count: int) -> None:
+    """Insert ``count`` layers into the language model before layer ``at``, in place; at first they change nothing.
+
+    They are copies of layer ``at`` whose two output matrices are zero, so each hands on what it receives until trained.
+    """
+    decoder = model.model.language_model
+    layers = list(decoder.layers)
+    for _ in range(count):
+        layer = deepcopy(layers[at])
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+        layers.insert(at, layer)
+    for number, layer in enumerate(layers):
+        layer.self_attn.layer_idx = number
+    decoder.layers = nn.ModuleList(layers)
+    decoder.config.num_hidden_layers = len(layers)
 
 
 class ImageEncoder(nn.Module):
