@@ -61,7 +61,7 @@ class ImageFolder(FileTask):
             raise OptionError("task 'image_folder': support_per_class must be at least 1")
         self.template = as_template(template, type(self).template)
         self.max_new_tokens = max_new_tokens
-        self._names = _class_names(names)
+        self._names = class_names(names)
         self._question, self._seed, self._per_class = question, seed, support_per_class
         self._split = (Path(support), Path(queries)) if support and queries else None
         self._root = Path(root) if root else None
@@ -103,20 +103,9 @@ class ImageFolder(FileTask):
         return super().describe() | {"labels": list(self.labels), "support": len(self._aside)}
 
     def _classes(self, root: Path) -> dict[str, list[str]]:
-        """Image names, relative to the class folder, by class; both sorted."""
-        if not root.is_dir():
-            raise DataError("no such folder", file=root, remedy="a folder with one sub-folder a class is expected")
-        classes: dict[str, list[str]] = {}
-        for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
-            files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
-            images = sorted(p.relative_to(folder).as_posix() for p in files if p.suffix.lower() in EXTENSIONS)
-            if other := len(files) - len(images):
-                self.skipped["files that are no images"] = self.skipped.get("files that are no images", 0) + other
-            if not images:
-                raise DataError("class without images", file=folder, remedy="add images, or remove the folder")
-            classes[folder.name] = images
-        if not classes:
-            raise DataError("no class folders", file=root, remedy="a folder with one sub-folder a class is expected")
+        classes, other = class_folders(root)
+        if other:
+            self.skipped["files that are no images"] = self.skipped.get("files that are no images", 0) + other
         return classes
 
     def _examples(self, root: Path, classes: Mapping[str, list[str]]) -> LazyExamples:
@@ -140,7 +129,30 @@ class ImageFolder(FileTask):
         return self._names.get(folder, folder)
 
 
-def _class_names(names: Mapping[str, str] | PathLike | None) -> Mapping[str, str]:
+def class_folders(root: Path) -> tuple[dict[str, list[str]], int]:
+    """Image names, relative to the class folder, by class, both sorted; and the number of files that are no images.
+
+    Raises:
+        DataError: no such folder, no class folders in it, or one without images.
+    """
+    if not root.is_dir():
+        raise DataError("no such folder", file=root, remedy="a folder with one sub-folder a class is expected")
+    classes: dict[str, list[str]] = {}
+    other = 0
+    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+        images = sorted(p.relative_to(folder).as_posix() for p in files if p.suffix.lower() in EXTENSIONS)
+        other += len(files) - len(images)
+        if not images:
+            raise DataError("class without images", file=folder, remedy="add images, or remove the folder")
+        classes[folder.name] = images
+    if not classes:
+        raise DataError("no class folders", file=root, remedy="a folder with one sub-folder a class is expected")
+    return classes, other
+
+
+def class_names(names: Mapping[str, str] | PathLike | None) -> Mapping[str, str]:
+    """Labels by folder name, as they are given or from a JSON file."""
     if names is None or isinstance(names, Mapping):
         return names or {}
     data = read_json(names, remedy="an object from folder name to label is expected")
