@@ -28,6 +28,12 @@ GROUND_TRUTH = (
 _KITS = ("", "devkit/data", "ILSVRC2015/devkit/data", "ILSVRC2012_devkit_t12/data")
 
 
+def image_base(root: str | os.PathLike[str]) -> Path:
+    """The folder that published image paths (``train/<wnid>/...``, ``val/...``) are relative to: ``root``, or its Data/CLS-LOC."""
+    inner = Path(root) / "Data" / "CLS-LOC"
+    return inner if not (Path(root) / "train").is_dir() and (inner / "train").is_dir() else Path(root)
+
+
 def find_images(
     root: str | os.PathLike[str], classes: Mapping[str, int], val_labels: str | os.PathLike[str] | None = None
 ) -> dict[str, list[str]]:

@@ -61,10 +61,12 @@ class TrainClasses:
         classes: in the order of the file.
         duplicate_names: names that several classes bear (in the published file "crane", a bird and a machine, and "maillot"), case
             folded, with the classes' ids. Such classes must not meet in one episode.
+        lines: the line of each class, for messages.
     """
 
     classes: tuple[TrainClass, ...]
     duplicate_names: dict[str, tuple[str, ...]]
+    lines: tuple[int, ...] = ()
 
     def by_id(self) -> dict[str, TrainClass]:
         """The classes by their id."""
@@ -141,8 +143,8 @@ def read_test100(file: PathLike) -> tuple[HeldOutClass, ...]:
     return tuple(rows)
 
 
-def read_train900(file: PathLike) -> TrainClasses:
-    """Read the training classes; warns about names that several classes bear.
+def read_train900(file: PathLike, *, warn: bool = True) -> TrainClasses:
+    """Read the training classes; warns about names that several classes bear, unless told not to.
 
     Raises:
         DataError: missing, malformed, a class twice, or a neighbour that is the class itself, is named twice, or is no class of
@@ -172,10 +174,10 @@ def read_train900(file: PathLike) -> TrainClasses:
     for row in rows:
         named[fold(row.class_name)].append(row.class_id)
     twice = {name: tuple(ids) for name, ids in named.items() if len(ids) > 1}
-    if twice:
+    if twice and warn:
         shown = listed([f"{name!r} ({', '.join(ids)})" for name, ids in twice.items()])
         warnings.warn(f"{file}: names that several classes bear: {shown}", stacklevel=2)
-    return TrainClasses(tuple(rows), twice)
+    return TrainClasses(tuple(rows), twice, tuple(lines))
 
 
 def _neighbor(item: Any, file: PathLike, line: int) -> Neighbor:
