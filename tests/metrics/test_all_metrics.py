@@ -26,6 +26,11 @@ def _texts(kind: str) -> list[Example]:
     ]
 
 
+def _pairs() -> list[Example]:
+    words = ["red", "blue", "green", "dog", "horse", "ball"]
+    return [Example(question=f"{n}?", answer=w, choices=(w, "none"), metadata={"class": w}) for n, w in enumerate(words)]
+
+
 def _choices() -> list[Example]:
     options = ("a dog", "a cat", "a horse", "the sea")
     dimensions = ("Scene", "Scene", "Text", "Text")
@@ -70,6 +75,8 @@ def _answers() -> list[Example]:
 CASES = {
     "exact_match": (_texts("class"), 1.0),
     "two_name": (_texts("class"), 1.0),
+    "two_name_upstream": (_pairs(), 1.0),
+    "class_names": (_texts("class"), 1.0),
     "multiple_choice": (_choices(), 1.0),
     "seed_bench": (_choices(), 1.0),
     "mme": (_mme(), 400.0),  # two categories of at most 200 points

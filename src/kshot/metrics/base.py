@@ -21,6 +21,8 @@ class MetricResult:
             the two questions of an MME image do for acc+).
         details: further figures.
         categories: main figure per category (question type, dimension, class ...), with the number of predictions in it.
+        members: for categories whose figure is the mean of the items of some units: the numbers of these units. Such categories get
+            intervals of their own.
         note: how it was computed where that varies (tokenizer, stemmer), for the report.
     """
 
@@ -31,6 +33,7 @@ class MetricResult:
     details: Mapping[str, float] = field(default_factory=dict)
     categories: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     note: str = ""
+    members: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 Metric = Callable[[Sequence[str], Sequence[Example]], MetricResult]
@@ -39,5 +42,19 @@ Metric = Callable[[Sequence[str], Sequence[Example]], MetricResult]
 metrics: Registry[Metric] = Registry(
     "metric",
     "kshot.metrics",
-    ("kshot.metrics.vqa", "kshot.metrics.captions", "kshot.metrics.choice", "kshot.metrics.text"),
+    ("kshot.metrics.vqa", "kshot.metrics.captions", "kshot.metrics.choice", "kshot.metrics.text", "kshot.metrics.link"),
 )
+
+
+def reads_raw(metric: Metric) -> Metric:
+    """Decorator of a metric that judges all that was generated, and not what the task's ``parse`` makes of it."""
+    setattr(metric, _RAW, True)
+    return metric
+
+
+def wants_raw(metric: Metric) -> bool:
+    """Whether a metric judges all that was generated."""
+    return bool(getattr(metric, _RAW, False))
+
+
+_RAW = "reads_raw"

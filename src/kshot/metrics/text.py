@@ -12,6 +12,8 @@ from kshot.metrics.common import by_category, check, fold, macro, mean, mentions
 
 _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|‘([^’]+)’|«([^»]+)»|`([^`]+)`|(?<!\w)'([^']+)'(?!\w)")
 OUTCOMES = ("right", "other", "neither", "both")
+GROUP = "group: "
+"""What stands before the name of a group among the categories."""
 
 
 @metrics.register("exact_match")
@@ -27,7 +29,7 @@ def exact_match(predictions: Sequence[str], queries: Sequence[Example]) -> Metri
     pairs = list(zip(predictions, references, strict=True))
     scores = [float(fold(prediction) in map(fold, accepted)) for prediction, accepted in pairs]
     strict = mean(float(prediction.strip() in [a.strip() for a in accepted]) for prediction, accepted in pairs)
-    return _result(scores, queries, {"strict": strict})
+    return accuracy(scores, queries, {"strict": strict})
 
 
 @metrics.register("two_name")
@@ -36,9 +38,10 @@ def two_name(predictions: Sequence[str], queries: Sequence[Example]) -> MetricRe
 
     Each prediction is judged against all names of its episode, see :func:`judge_names`. The value is the rate of ``right``; the
     details hold the rates of all four outcomes, ``exact`` (the text is the right name, character for character, white space around it
-    aside: no parsing helps), ``chance`` (mean of 1 / number of names), ``micro`` (the value) and ``macro`` (mean over the
-    ``class`` of the metadata, where given). This repairs the substring test of the Link-Context Learning code, by which
-    "airstone" answers "stone" and a right name with capitals is wrong.
+    aside: no parsing helps), ``chance`` (mean of 1 / number of names), ``micro`` (the value), ``macro`` (mean over the
+    ``class`` of the metadata, where given) and ``macro_groups`` (mean over the ``group``, where given: both sides of a pair together).
+    The categories are the classes, and the groups as ``group: NAME``. This repairs the substring test of the Link-Context Learning
+    code, by which "airstone" answers "stone" and a right name with capitals is wrong.
     """
     check("two_name", predictions, queries)
     outcomes, exact, chance = [], [], []
@@ -50,7 +53,7 @@ def two_name(predictions: Sequence[str], queries: Sequence[Example]) -> MetricRe
         chance.append(1 / len(names))
     scores = [float(outcome == "right") for outcome in outcomes]
     details = {outcome: outcomes.count(outcome) / len(outcomes) for outcome in OUTCOMES}
-    return _result(scores, queries, details | {"exact": mean(exact), "chance": mean(chance), "micro": mean(scores)})
+    return accuracy(scores, queries, details | {"exact": mean(exact), "chance": mean(chance), "micro": mean(scores)})
 
 
 def judge_names(prediction: str, right: Sequence[str], names: Sequence[str]) -> str:
@@ -92,8 +95,27 @@ def _names(query: Example, right: Sequence[str]) -> list[str]:
     return list(names.values())
 
 
-def _result(scores: list[float], queries: Sequence[Example], details: dict[str, float]) -> MetricResult:
+def accuracy(scores: list[float], queries: Sequence[Example], details: dict[str, float]) -> MetricResult:
+    """The mean score, per ``class`` (or else ``category``) and per ``group`` of the metadata."""
     label = "class" if any("class" in query.metadata for query in queries) else "category"
-    categories = by_category(scores, [query.metadata.get(label) for query in queries])
-    units = tuple(range(len(scores)))
-    return MetricResult("accuracy", mean(scores), tuple(scores), units, details | macro(categories), categories)
+    classes = [query.metadata.get(label) for query in queries]
+    groups = [query.metadata.get("group") for query in queries]
+    by_class, by_group = by_category(scores, classes), by_category(scores, groups, prefix=GROUP)
+    members: dict[str, list[int]] = {}
+    for number, (name, group) in enumerate(zip(classes, groups, strict=True)):
+        if name is not None:
+            members.setdefault(str(name), []).append(number)
+        if group is not None:
+            members.setdefault(f"{GROUP}{group}", []).append(number)
+    figures = details | macro(by_class)
+    if by_group:
+        figures["macro_groups"] = mean(value for value, _ in by_group.values())
+    return MetricResult(
+        "accuracy",
+        mean(scores),
+        tuple(scores),
+        tuple(range(len(scores))),
+        figures,
+        by_class | by_group,
+        members={name: tuple(numbers) for name, numbers in members.items()},
+    )
