@@ -73,7 +73,7 @@ def test_episodes_are_the_published_ones(tmp_path: Path) -> None:
         assert query.images[0].name == str(tmp_path / f"train/{wnid}/{wnid}_{4 + number % 3}.JPEG")
         assert all((wnid in e.images[0].name) == (e.answer == query.answer) for e in pool)
         assert query.images[0].load().size == (24, 16)
-    assert (task.shots, task.metric, task.retriever, task.style) == ((2,), "two_name", "balanced", "link")
+    assert (task.shots, task.metric, task.retriever, task.style) == ((2,), "two_name", "first", "link")
 
 
 def test_five_thousand_episodes(tmp_path: Path, imagenet: Path) -> None:
@@ -86,7 +86,10 @@ def test_five_thousand_episodes(tmp_path: Path, imagenet: Path) -> None:
 def test_a_pair_keeps_its_invented_names(tmp_path: Path) -> None:
     task = ImageNet100(tmp_path, write_test100(tmp_path), episodes_per_class=3, names="invented")
     names = [frozenset(q.choices) for q in task.queries]
-    assert len(set(names[:6])) <= 2  # one pair of names for each order in which the two classes are offered
+    assert len(set(names[:6])) == 1
+    called = {(q.metadata["class"], q.answer) for q in task.queries}
+    assert len(called) == 4  # each class keeps its name, in whichever order the two are offered
+    assert len({q.choices for q in list(task.queries)[:6]}) == 2
     assert not any(n & m for n in names[:6] for m in names[6:])
 
 

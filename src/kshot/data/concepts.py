@@ -53,6 +53,8 @@ LINK = Template(
 )
 """The wording of Link-Context Learning (arXiv 2308.07891). In plain prompts the query ends behind the opening quotation mark."""
 
+_THERE_IS = re.compile(r'(?:there\s+is\b\s*"?|")([^"]*)', re.IGNORECASE)
+
 _QUESTIONS = {
     "plain": ("What is it?", "What is it?"),
     "link": ("What is in the image", "Based on the previous examples, what is in the image"),
@@ -114,6 +116,8 @@ class Draw:
         query: the picture to recognise.
         held: the query's place in the pictures of its class (it is left out of the support set), ``None`` if it is not in there.
         naming: what the names derive from, beside the task's seed.
+        shared: whether other episodes of the same ``naming`` are about the same classes. Then each class keeps its name in all of
+            them, in whatever order the names are offered, and they can share their demonstrations.
     """
 
     concepts: tuple[Concept, ...]
@@ -121,6 +125,7 @@ class Draw:
     query: Picture
     held: int | None
     naming: str
+    shared: bool = False
 
 
 class ConceptTask(Task):
@@ -163,6 +168,9 @@ class ConceptTask(Task):
         self.shots_per_class, self.style = shots_per_class, style
         self.shots = (ways * shots_per_class,)
         self.template = as_template(template, LINK if style == "link" else PLAIN)
+        if style == "link":
+            self.controls = ("link",)
+            self.further_metrics = ("two_name_upstream",) if ways == 2 else ()
         # The plain form closes an answer with a full stop; real class names may hold one ("st. bernard").
         ends = ("\n",) if names == "classes" else ("\n", ".")
         self.stop = ("\n", " in the image") if style == "link" else ends
@@ -201,11 +209,18 @@ class ConceptTask(Task):
         return LazySequence(len(places), lambda i: self._demonstration(drawn, names, *places[i]))
 
     def parse(self, text: str) -> str:
-        """The name in a generated text; of the link style's ``there is "NAME" in the image`` what stands in quotation marks."""
+        """The name in a generated text; of the link style's ``there is "NAME" in the image`` what stands in quotation marks.
+
+        In plain prompts of the link style the prompt itself opens the quotation, and the text begins with the name. An answer in
+        another form ("this looks like a "stone"") is left to the metric.
+        """
         text = super().parse(text)
-        if self.style == "link":
-            return re.sub(r"^(there is\b)?\s*\"?", "", text).split('"')[0].strip()
-        return text.rstrip(". ")  # the prompt closes each answer with a full stop, so a good model does so too
+        if self.style != "link":
+            return text.rstrip(". ")  # the prompt closes each answer with a full stop, so a good model does so too
+        if (quoted := _THERE_IS.match(text)) is not None:
+            return quoted[1].strip()
+        before, mark, _ = text.partition('"')
+        return before.strip() if mark and not before[-1:].isspace() else text
 
     def describe(self) -> dict[str, Any]:
         options = ("ways", "episodes", "seed", "names", "shots_per_class", "style")
@@ -226,7 +241,7 @@ class ConceptTask(Task):
             answer=names[drawn.target],
             choices=names,
             id=self._id(index),
-            metadata={"class": target.key, "category": target.group or target.name, "episode": index},
+            metadata={"class": target.key, "category": target.group or target.name, "episode": index} | _shared(drawn),
         )
 
     def _demonstration(self, drawn: Draw, names: tuple[str, ...], way: int, number: int) -> Example:
@@ -243,7 +258,17 @@ class ConceptTask(Task):
     def _names(self, drawn: Draw) -> tuple[str, ...]:
         if self.names == "classes":
             return tuple(concept.name for concept in drawn.concepts)
-        return make_names(self.names, len(drawn.concepts), generator(self.seed, "names", drawn.naming))
+        made = make_names(self.names, len(drawn.concepts), generator(self.seed, "names", drawn.naming))
+        if not drawn.shared:
+            return made
+        by_key = dict(zip(sorted(concept.key for concept in drawn.concepts), made, strict=True))
+        return tuple(by_key[concept.key] for concept in drawn.concepts)
+
+
+def _shared(drawn: Draw) -> dict[str, Any]:
+    """What queries that can share their demonstrations have in common."""
+    groups = {concept.group for concept in drawn.concepts if concept.group}
+    return {"support": drawn.naming, "group": ", ".join(sorted(groups))} if drawn.shared else {}
 
 
 def generator(seed: int, *parts: str | int) -> np.random.Generator:

@@ -18,6 +18,7 @@ from kshot.data.concepts import Concept, ConceptTask, Draw, Names, Style, digest
 from kshot.data.readers import PathLike, get, get_texts, read_json_lines
 from kshot.data.sources import ImageRoot, exists
 from kshot.data.task import tasks
+from kshot.episode import Example
 from kshot.errors import DataError, OptionError
 from kshot.metrics.common import fold
 from kshot.prompt import Template
@@ -72,6 +73,7 @@ class Isekai(ConceptTask):
     """
 
     name = "isekai"
+    retriever = "first"
 
     def __init__(
         self,
@@ -120,8 +122,13 @@ class Isekai(ConceptTask):
         target = 0 if concepts[0].name == record.label else 1
         own = sides[target][1]
         held = own.index(record.image) if record.image in own else None
-        # All queries of a group bear the same invented names, so that they can share their demonstrations.
-        return Draw(concepts, target, self._images.picture(record.image), held, record.group)
+        return Draw(concepts, target, self._images.picture(record.image), held, record.group, shared=True)
+
+    def _query(self, index: int) -> Example:
+        query, record = super()._query(index), self.records[index]
+        if self.names != "classes":
+            return query
+        return query.with_(metadata={**query.metadata, "sides": (record.positive_name, record.negative_name)})
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "records_digest": digest(json.dumps([r.record() for r in self.records]))}

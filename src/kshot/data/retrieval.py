@@ -193,7 +193,7 @@ class Balanced(Retriever):
 
     def pick(self, candidates: Candidates, shots: int, rng: np.random.Generator) -> list[int]:
         groups = self._groups(candidates)
-        walks = {name: candidates.among(_walk(members, rng)) for name, members in groups.items()}
+        walks = {name: candidates.among(self._walk(members, rng)) for name, members in groups.items()}
         chosen: list[int] = []
         live = list(walks)
         while live and len(chosen) < shots:
@@ -214,6 +214,10 @@ class Balanced(Retriever):
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | ({"classes": list(self.classes)} if self.classes is not None else {})
+
+    def _walk(self, members: Sequence[int], rng: np.random.Generator) -> Iterator[int]:
+        """The members of a class in the order in which they are taken."""
+        return (members[place] for place in random_order(len(members), rng))
 
     def _groups(self, candidates: Candidates) -> dict[str, list[int]]:
         query, pool = candidates.query, candidates.pool
@@ -250,6 +254,34 @@ class Balanced(Retriever):
                 )
             groups.setdefault(str(name), []).append(index)
         return groups, unanswered
+
+
+@retrievers.register("first")
+class First(Balanced):
+    """The first examples of each class, as many of each, as Link-Context Learning takes them; only their arrangement is drawn.
+
+    All queries with the same support set (the same ``support`` in their metadata, or a task whose queries share one) get the same
+    demonstrations in the same arrangement, so that these need to be read once. Where one clashes with a query, this query gets the
+    next of the class in its place. More shots show what fewer show, and more.
+
+    Args:
+        classes: the classes, if they are to be checked against a list.
+        order: see :class:`Retriever`; ``given`` shows one of each class, then again one of each.
+    """
+
+    name = "first"
+    same_for_all = True
+
+    def generator(self, seed: int, shots: int, query: Example) -> np.random.Generator:
+        """It depends on seed, shots and the support set, not on the query."""
+        return generator(seed, shots, str(query.metadata.get("support", "")))
+
+    def _walk(self, members: Sequence[int], rng: np.random.Generator) -> Iterator[int]:
+        return iter(members)
+
+    def _groups(self, candidates: Candidates) -> dict[str, list[int]]:
+        # The order in which names are offered differs from query to query.
+        return dict(sorted(super()._groups(candidates).items()))
 
 
 def generator(*parts: int | str) -> np.random.Generator:
@@ -299,7 +331,3 @@ def load_retriever(name: str | Retriever, order: Order | None = None, **options:
         return name.with_order(order)
     retriever: Retriever = build("retriever", retrievers, name, {"order": order, **options})
     return retriever
-
-
-def _walk(members: Sequence[int], rng: np.random.Generator) -> Iterator[int]:
-    return (members[place] for place in random_order(len(members), rng))

@@ -28,6 +28,10 @@ class Task(ABC):
         shots: numbers of demonstrations evaluated by default.
         labels: all labels of the task where they form a closed set: candidates of likelihood scoring. Candidates are always *all*
             labels, never those of one query's category, so that their choice cannot give the task away.
+        controls: names of controls (or of sets of them) that are evaluated with every score unless the user says otherwise.
+        further_metrics: names of metrics that are reported beside the main one.
+        zero_shot_task: the task that is asked in place of this one where no demonstrations are shown, if that is asked in another way
+            (another question, another metric). Its queries bear the same ids.
     """
 
     name: ClassVar[str]
@@ -38,6 +42,9 @@ class Task(ABC):
     retriever: str = "random"
     shots: tuple[int, ...] = (0, 1, 4, 8)
     labels: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
+    further_metrics: tuple[str, ...] = ()
+    zero_shot_task: Task | None = None
 
     @property
     @abstractmethod

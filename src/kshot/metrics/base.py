@@ -21,9 +21,9 @@ class MetricResult:
             the two questions of an MME image do for acc+).
         details: further figures.
         categories: main figure per category (question type, dimension, class ...), with the number of predictions in it.
+        note: how it was computed where that varies (tokenizer, stemmer), for the report.
         members: for categories whose figure is the mean of the items of some units: the numbers of these units. Such categories get
             intervals of their own.
-        note: how it was computed where that varies (tokenizer, stemmer), for the report.
     """
 
     name: str

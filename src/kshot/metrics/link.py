@@ -28,9 +28,9 @@ _PHRASES = re.compile(r"\b(?:the answer is|there is|in the image)\b", re.IGNOREC
 def two_name_upstream(predictions: Sequence[str], queries: Sequence[Example]) -> MetricResult:
     """The accuracy that the published code of Link-Context Learning computes, flaws included, from all that was generated.
 
-    The right name is taken from the sentence ``there is "NAME" in the image.`` (see :func:`upstream_target`) in lower case; the wrong one is
-    the lower-case name of the pair that differs from it. An answer is right if the right name is contained in it, and the wrong one is
-    not contained in what is left when all occurrences of the right one are deleted. The answer itself is not lower-cased. So
+    The right name is taken from the sentence ``there is "NAME" in the image.`` (see :func:`upstream_target`) in lower case; the wrong
+    one is the lower-case name of the pair that differs from it. An answer is right if the right name is contained in it, and the wrong
+    one is not contained in what is left when all occurrences of the right one are deleted. The answer itself is not lower-cased. So
     "airstone" answers "stone", "MushroomHaven" said rightly is wrong, and a name with a full stop or an apostrophe cannot be
     said at all. Use it for comparison with published figures, and ``two_name`` for everything else.
 
