@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +27,7 @@ from kshot.data.similarity import Work, top_k
 from kshot.episode import Example
 from kshot.errors import BadImage, ModelError, OptionError, UnknownName
 from kshot.picture import BytesPicture, FilePicture, as_picture
+from tests.data.contrastive import save_contrastive, word_tokenizer
 
 
 def photo(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -160,51 +160,10 @@ def test_gpu_equals_cpu():
 # --- embedders ----------------------------------------------------------------------------------------------------------
 
 
-def _word_tokenizer(mask: bool) -> Any:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<pad>", "<unk>", "<s>", "</s>", *["a", "red", "green", "blue", "cat", "dog", "on", "the", "mat"]]
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    raw.normalizer, raw.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    raw.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)])
-    names = ["input_ids", "attention_mask"] if mask else ["input_ids"]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>", eos_token="</s>", model_input_names=names
-    )
-
-
 @pytest.fixture(scope="module", params=["clip", "siglip"])
 def contrastive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random CLIP or SigLIP model."""
-    import transformers as tf
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {
-        **sizes,
-        "vocab_size": 13,
-        "max_position_embeddings": 10,
-        "pad_token_id": 0,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-    }
-    vision = {**sizes, "image_size": 16, "patch_size": 8}
-    tokenizer, size = _word_tokenizer(mask=request.param == "clip"), {"height": 16, "width": 16}
-    if request.param == "clip":
-        model: Any = tf.CLIPModel(tf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
-        images = tf.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=size)
-        processor: Any = tf.CLIPProcessor(images, tokenizer)
-    else:
-        model = tf.SiglipModel(tf.SiglipConfig(text_config=text, vision_config=vision))
-        processor = tf.SiglipProcessor(tf.SiglipImageProcessorPil(size=size), tokenizer)
-    with torch.no_grad():
-        for weight in model.parameters():  # library initialisation is so small that all pictures come out alike
-            weight.normal_(0, 0.3)
-    folder = tmp_path_factory.mktemp(request.param)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return save_contrastive(tmp_path_factory.mktemp(request.param), request.param)
 
 
 class TestContrastiveEmbedder:
@@ -225,6 +184,14 @@ class TestContrastiveEmbedder:
             direct = embedder.model(pixel_values=pixels, **ids)
         assert np.allclose(vectors, direct.image_embeds.numpy(), atol=1e-6)
         assert np.allclose(embedder.texts(["a cat"]), direct.text_embeds.numpy(), atol=1e-6)
+
+    def test_lengths_are_kept_where_they_are_asked_for(self, contrastive):
+        raw, unit = ContrastiveEmbedder(contrastive, unit=False), ContrastiveEmbedder(contrastive)
+        images = [photo(i) for i in range(3)]
+        lengths = np.linalg.norm(raw.images(images), axis=1, keepdims=True)
+        assert np.abs(lengths - 1).min() > 1e-3
+        assert np.allclose(raw.images(images) / lengths, unit.images(images), atol=1e-6)
+        assert raw.fingerprint != unit.fingerprint  # they must not share a cache
 
     def test_texts_do_not_depend_on_their_neighbours_or_on_too_many_words(self, contrastive):
         embedder = ContrastiveEmbedder(contrastive)
@@ -259,7 +226,7 @@ class TestContrastiveEmbedder:
         tf.BertModel(
             tf.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=13)
         ).save_pretrained(tmp_path)
-        _word_tokenizer(True).save_pretrained(tmp_path)
+        word_tokenizer(True).save_pretrained(tmp_path)
         with pytest.raises(ModelError, match="no CLIP or SigLIP model"):
             load_embedder(str(tmp_path))
 

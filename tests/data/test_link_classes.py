@@ -157,7 +157,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         load_link_classes(tmp_path / "train900_pairs.jsonl")
     with pytest.raises(OptionError, match=r"task 'omniglot': missing a required argument: 'root'"):
         load_link_classes("omniglot")
-    with pytest.raises(OptionError, match="task 'glyphs': .*unexpected keyword argument 'way'"):
+    with pytest.raises(OptionError, match=r"task 'glyphs': .*unexpected keyword argument 'way'"):
         load_link_classes("glyphs", way=2)
     with pytest.raises(OptionError, match="task 'scenes' has no list of classes"):
         load_link_classes("scenes")

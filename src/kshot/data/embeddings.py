@@ -125,6 +125,7 @@ class ContrastiveEmbedder:
         device: where it runs; default: a GPU if there is one.
         dtype: of its weights; vectors are float32 in any case.
         batch_size: images or texts at a time.
+        unit: whether vectors are scaled to length 1, as retrievers need them; averages of features need their own lengths.
 
     Raises:
         ModelError: it cannot be loaded, or is no model with image and text features.
@@ -138,7 +139,9 @@ class ContrastiveEmbedder:
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         batch_size: int = 64,
+        unit: bool = True,
     ):
+        self.unit = unit
         self.name, self.batch_size = str(model) if isinstance(model, (str, Path)) else type(model).__name__, batch_size
         if isinstance(model, (str, Path)):
             model, processor = _load(str(model), dtype)
@@ -152,7 +155,7 @@ class ContrastiveEmbedder:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model: Any = model.to(device).eval()
         self.processor = processor
-        self.fingerprint = model_fingerprint(self.model, processor)
+        self.fingerprint = model_fingerprint(self.model, processor) + ("" if unit else "-raw")
 
     def images(self, images: Sequence[Image.Image]) -> Vectors:
         inputs = self.processor.image_processor(images=list(images), return_tensors="pt")
@@ -175,7 +178,8 @@ class ContrastiveEmbedder:
     @torch.inference_mode()
     def _features(self, method: Callable[..., Any], inputs: Mapping[str, Any]) -> Vectors:
         output = method(**_fitting(method, inputs, self.model))
-        return normalized(pooled(output).float().cpu().numpy())
+        vectors = pooled(output).float().cpu().numpy()
+        return normalized(vectors) if self.unit else vectors
 
 
 class VisionEmbedder:
