@@ -18,6 +18,7 @@ from kshot.data.concepts import (
     listed,
     one_of,
 )
+from kshot.data.imagenet_folder import image_base
 from kshot.data.imagenet_lists import HeldOutClass, build_test100, read_test100
 from kshot.data.readers import PathLike
 from kshot.data.sources import ImageRoot
@@ -76,7 +77,7 @@ class ImageNet100(ConceptTask):
         zero_shot: ZeroShot = "query",
     ):
         one_of("zero_shot", zero_shot, get_args(ZeroShot))
-        self._images = ImageRoot(root)
+        self._images = ImageRoot(image_base(root))
         self.classes: tuple[HeldOutClass, ...] = (
             read_test100(file) if file is not None else build_test100(root, seed=seed, val_labels=val_labels)
         )

@@ -12,8 +12,10 @@ import csv
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 from kshot.data.concepts import listed
 from kshot.errors import DataError
@@ -55,7 +57,8 @@ def find_images(
     missing = [wnid for wnid in classes if not (base / "train" / wnid).is_dir()]
     if missing:
         raise DataError(f"{len(missing)} class folders are missing: {listed(missing)}", file=base / "train")
-    images = {wnid: _images_in(base / "train" / wnid) for wnid in classes}
+    bar = tqdm(classes, "listing the images", leave=False, unit="class", disable=None if len(classes) > 100 else True)
+    images = {wnid: _images_in(base / "train" / wnid) for wnid in bar}
     for wnid, paths in _validation_images(root, base, classes, val_labels).items():
         images[wnid] += paths
     return {wnid: sorted(path.relative_to(root).as_posix() for path in paths) for wnid, paths in images.items()}
@@ -69,7 +72,7 @@ def _validation_images(
         return {}
     if any((val / wnid).is_dir() for wnid in classes):
         return {wnid: _images_in(val / wnid) for wnid in classes if (val / wnid).is_dir()}
-    file = Path(val_labels) if val_labels is not None else _find_ground_truth(root, base)
+    file = Path(val_labels) if val_labels is not None else find_in_kit(root, base, GROUND_TRUTH)
     if file is None:
         warnings.warn(
             f"{val}: validation images are left out, none of {', '.join(GROUND_TRUTH)} was found; name it with val_labels=",
@@ -84,11 +87,12 @@ def _validation_images(
     return images
 
 
-def _find_ground_truth(root: Path, base: Path) -> Path | None:
+def find_in_kit(root: Path, base: Path, names: Sequence[str]) -> Path | None:
+    """The first file of these names in an ImageNet folder or in its development kit; ``base`` is its :func:`image_base`."""
     places = [base.parent.parent] if base.parent.name == "Data" else []
     for place in dict.fromkeys((root, base, *places)):
         for kit in _KITS:
-            for name in GROUND_TRUTH:
+            for name in names:
                 if (place / kit / name).is_file():
                     return place / kit / name
     return None

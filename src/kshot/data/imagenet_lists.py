@@ -11,15 +11,15 @@ import csv
 import json
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from kshot.data.concepts import generator, listed
-from kshot.data.imagenet_folder import find_images
+from kshot.data.imagenet_folder import find_images, image_base
 from kshot.data.readers import PathLike, check_unique, describe_kind, get, get_texts, read_json_lines
+from kshot.data.sources import write_text
 from kshot.errors import DataError
 from kshot.metrics.common import fold
 
@@ -85,7 +85,8 @@ def build_test100(
 ) -> tuple[HeldOutClass, ...]:
     """Draw the test list anew: per class ``context`` images for demonstrations, all others for tests, in random order.
 
-    Training and validation images are pooled, as in the published list. The images of a class depend on the seed and on the files of
+    Training and validation images are pooled, as in the published list, and paths are written as there, relative to the folder that
+    holds ``train`` (of an ILSVRC folder, ``Data/CLS-LOC``). The images of a class depend on the seed and on the files of
     that class only.
 
     Args:
@@ -97,24 +98,49 @@ def build_test100(
     Raises:
         DataError: no ImageNet folder, class folders missing, or classes of ``context`` images or fewer.
     """
+    base, classes = image_base(root), held_out_classes()
+    return draw_test100(
+        find_images(base, {wnid: int(class_id) for class_id, wnid, _ in classes}, val_labels),
+        seed=seed,
+        context=context,
+        source=root,
+    )
+
+
+def draw_test100(
+    images: Mapping[str, Sequence[str]],
+    *,
+    seed: int = 0,
+    context: int = 32,
+    names: Mapping[str, str] | None = None,
+    source: PathLike = "",
+) -> tuple[HeldOutClass, ...]:
+    """As :func:`build_test100`, of images that have been found.
+
+    Args:
+        images: image paths by wnid. Pairs of which a class is missing are left out.
+        names: names by wnid, where they are not those of :func:`held_out_classes`.
+        source: where the images were found, for messages.
+    """
     classes = held_out_classes()
-    images = find_images(root, {wnid: int(class_id) for class_id, wnid, _ in classes}, val_labels)
-    poor = [f"{wnid} ({name}): {len(images[wnid])}" for _, wnid, name in classes if len(images[wnid]) <= context]
+    pairs = [classes[k : k + 2] for k in range(0, len(classes), 2)]
+    present = [one for pair in pairs if all(wnid in images for _, wnid, _ in pair) for one in pair]
+    poor = [f"{wnid} ({name}): {len(images[wnid])}" for _, wnid, name in present if len(images[wnid]) <= context]
     if poor:
-        raise DataError(f"classes with {context} images or fewer: {listed(poor)}", file=root)
+        problem = f"classes with {context} images or fewer: {listed(poor)}"
+        raise DataError(problem, file=source, remedy="lower context")
     rows = []
-    for class_id, wnid, name in classes:
+    for class_id, wnid, name in present:
         paths = images[wnid]
         order = [paths[i] for i in generator(seed, "test100", wnid).permutation(len(paths))]
+        name = (names or {}).get(wnid, name)
         rows.append(HeldOutClass(class_id, name, tuple(order[:context]), tuple(order[context:])))
     return tuple(rows)
 
 
 def write_test100(classes: Sequence[HeldOutClass], file: PathLike) -> None:
     """Write a test list in the published format."""
-    temporary = Path(f"{Path(file)}.tmp")
-    temporary.write_text("".join(json.dumps(asdict(row)) + "\n" for row in classes), encoding="utf-8")
-    temporary.replace(file)
+    write_text(file, "".join(json.dumps(asdict(row)) + "\n" for row in classes))
 
 
 def read_test100(file: PathLike) -> tuple[HeldOutClass, ...]:
