@@ -24,7 +24,7 @@ from kshot.prompt import Template
 Support: TypeAlias = "PathLike | Task | None"
 
 
-class _Benchmark(FileTask):
+class Benchmark(FileTask):
     """A benchmark of test questions in categories; ``support`` is ``None`` (leave-one-out), a JSON Lines file, or a task."""
 
     def __init__(self, support: Support, support_images: PathLike | None, check_images: bool, **options: Any):
@@ -60,7 +60,7 @@ class _Benchmark(FileTask):
 
 
 @tasks.register("mme")
-class MME(_Benchmark):
+class MME(Benchmark):
     """MME (arXiv 2306.13394): two yes/no questions an image, fourteen categories.
 
     The release has one folder a category. A category holds images with a text file of the same name each, beside them or in
@@ -143,7 +143,7 @@ class MME(_Benchmark):
 
 
 @tasks.register("seedbench")
-class SEEDBench(_Benchmark):
+class SEEDBench(Benchmark):
     """SEED-Bench (arXiv 2307.16125), image part: four choices, nine dimensions. Video questions are left out and counted.
 
     Args:
