@@ -28,7 +28,9 @@ def _texts(kind: str) -> list[Example]:
 
 def _pairs() -> list[Example]:
     words = ["red", "blue", "green", "dog", "horse", "ball"]
-    return [Example(question=f"{n}?", answer=w, choices=(w, "none"), metadata={"class": w}) for n, w in enumerate(words)]
+    return [
+        Example(question=f"{n}?", answer=w, choices=(w, "none"), metadata={"class": w}) for n, w in enumerate(words)
+    ]
 
 
 def _choices() -> list[Example]:
@@ -72,7 +74,22 @@ def _answers() -> list[Example]:
     ]
 
 
+def _no_objects() -> list[Example]:
+    # POPE reads everything without "no" as yes, so that only where "no" is right all nonsense is wrong.
+    return [Example(question=f"{n}?", answer="no", metadata={"split": "ab"[n % 2]}) for n in range(4)]
+
+
+def _gqa() -> list[Example]:
+    words = [("yes", "verify"), ("light blue", "query"), ("left", "choose")]
+    return [
+        Example(question=f"{n}?", answer=word, metadata={"structural": kind, "group": kind, "steps": n})
+        for n, (word, kind) in enumerate(words)
+    ]
+
+
 CASES = {
+    "pope": (_no_objects(), 1.0),
+    "gqa": (_gqa(), 1.0),
     "exact_match": (_texts("class"), 1.0),
     "two_name": (_texts("class"), 1.0),
     "two_name_upstream": (_pairs(), 1.0),

@@ -83,6 +83,8 @@ tasks: Registry[Callable[..., Task]] = Registry(
         "kshot.data.vqa",
         "kshot.data.captions",
         "kshot.data.choice",
+        "kshot.data.pope",
+        "kshot.data.gqa",
         "kshot.data.omniglot",
         "kshot.data.imagenet",
         "kshot.data.isekai",

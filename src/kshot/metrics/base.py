@@ -42,7 +42,15 @@ Metric = Callable[[Sequence[str], Sequence[Example]], MetricResult]
 metrics: Registry[Metric] = Registry(
     "metric",
     "kshot.metrics",
-    ("kshot.metrics.vqa", "kshot.metrics.captions", "kshot.metrics.choice", "kshot.metrics.text", "kshot.metrics.link"),
+    (
+        "kshot.metrics.vqa",
+        "kshot.metrics.captions",
+        "kshot.metrics.choice",
+        "kshot.metrics.text",
+        "kshot.metrics.link",
+        "kshot.metrics.pope",
+        "kshot.metrics.gqa",
+    ),
 )
 
 

@@ -16,11 +16,10 @@ def split_statement(text: str) -> tuple[str, str | None]:
     White space is removed around both, and full stops behind the answer. Without such words all of the text is the reason and the
     answer is ``None``. Upstream's reader wants the words exactly once and otherwise finds no answer; here the last ones count.
     """
-    found = None
-    for found in _STATEMENT.finditer(text):
-        pass
-    if found is None:
+    statements = list(_STATEMENT.finditer(text))
+    if not statements:
         return text.strip(), None
+    found = statements[-1]
     return text[: found.start()].strip(), _bare(text[found.end() :])
 
 
