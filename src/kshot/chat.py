@@ -125,7 +125,8 @@ def _messages(
         content: list[dict[str, Any]] = []
         if index == 0 and instruction:
             content.append(text_part(instruction + "\n", "instruction", -1))
-        for piece in fill(template.user, example, role, number, reserved):
+        asked = template.query_user if is_query and template.query_user is not None else template.user
+        for piece in fill(asked, example, role, number, reserved):
             content.append({"type": "image"} if piece.picture is not None else text_part(piece.text, role, number))
         messages.append({"role": "user", "content": content})
         if is_query and answer is None:

@@ -36,7 +36,7 @@ class Template:
     assistant turn (``assistant``).
 
     The fields ``{question}``, ``{answer}``, ``{choices}`` and ``<image>`` (all images of the example) may stand in ``demonstration``,
-    ``query`` and ``user``.
+    ``query``, ``user`` and ``query_user``.
 
     Args:
         demonstration: one example with its answer, e.g. ``"<image>Question:{question} Short answer:{answer}."``.
@@ -44,6 +44,7 @@ class Template:
         instruction: default text before everything.
         separator: between demonstrations.
         user: the user turn in chat prompts.
+        query_user: the query's user turn, where it differs from the demonstrations'.
         assistant: the assistant turn; must contain ``{answer}``.
         short_instruction: what ``format_only`` tells a model instead of showing demonstrations.
     """
@@ -55,6 +56,7 @@ class Template:
     user: str = IMAGE + "{question}"
     assistant: str = "{answer}"
     short_instruction: str = ""
+    query_user: str | None = None
 
     def __post_init__(self) -> None:
         for name, text in (("demonstration", self.demonstration), ("assistant", self.assistant)):
