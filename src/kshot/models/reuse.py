@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from kshot.errors import ModelError
 from kshot.models import features, prefix
 from kshot.models.encoding import EncodedPrompt, Encoder
 from kshot.models.features import FeatureCache, ImageFeatures
@@ -109,6 +110,17 @@ class Reuse:
         if shown:
             inputs["mm_encoder_outputs"] = features.encoder_outputs(shown)
         return inputs
+
+    def shown(self, pictures: Sequence[Picture]) -> list[ImageFeatures]:
+        """The features of pictures, in order, from the cache where it holds them.
+
+        Raises:
+            ModelError: the model's features cannot be cached; see :attr:`no_features`.
+        """
+        found = self._features(pictures)
+        if found is None and pictures:
+            raise ModelError(f"no features of pictures: {self.no_features or 'the feature cache is switched off'}")
+        return found or []
 
     def groups(self, prompts: Sequence[EncodedPrompt], new_tokens: int = 0) -> Iterator[Group]:
         """Prompts with a common prefix together, all others in a group of their own.

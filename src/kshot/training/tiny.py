@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kshot.errors import OptionError
 from kshot.training.tiny_banks import Banks, build_banks
@@ -18,11 +19,14 @@ from kshot.training.tiny_language import Features, Mixture, TinyLanguage, fold, 
 from kshot.training.tiny_model import ImageEncoder, TinyShape, build_model
 from kshot.training.tiny_tokenizer import build_tokenizer
 from kshot.training.tiny_vision import train_vision
+from kshot.training.train import objectives
 
 
+@objectives.register("embedded")
 def train_tiny(
     out: str,
     *,
+    trainer: dict[str, Any] | None = None,
     omniglot: str | None = None,
     vision_steps: int = 10000,
     language_steps: int = 3000,
@@ -50,6 +54,7 @@ def train_tiny(
 
     Args:
         out: the model folder to write.
+        trainer: arguments of transformers' TrainingArguments, for all stages.
         omniglot: archive of Omniglot characters for training (``images_background_small1.zip``); without it, all characters are
             invented, and real handwriting is recognised less well.
         vision_steps: steps of the vision tower.

@@ -1,0 +1,52 @@
+"""What is trained, on which data, with which loss: all that the one Trainer does not know by itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Objective(ABC):
+    """One kind of training.
+
+    The data are items that depend on (epoch, index) and on nothing else. The loss of an optimiser step is the sum of
+    :meth:`loss` over all its batches, on all ranks, divided by the sum of their :meth:`amount`: it does not depend on how the
+    items of a step are divided into batches and ranks.
+
+    Attributes:
+        model: the module whose parameters are trained.
+    """
+
+    model: nn.Module
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Items in an epoch."""
+
+    @abstractmethod
+    def item(self, epoch: int, index: int) -> Any:
+        """Item ``index`` of an epoch: always the same one for the same arguments. Called in loader workers."""
+
+    @abstractmethod
+    def collate(self, items: Sequence[Any]) -> dict[str, Any]:
+        """A batch of items, on the CPU. Called in loader workers."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss of a batch, *summed* over what :meth:`amount` counts, and parts of it to be logged (their means).
+
+        Args:
+            model: :attr:`model`, perhaps wrapped (distributed training).
+            batch: what :meth:`collate` made, on the model's device.
+        """
+
+    def amount(self, batch: Mapping[str, Any]) -> float:
+        """What the loss of a batch is summed over (graded tokens, say). Default: 1, for losses that are means."""
+        return 1.0
+
+    def order(self, epoch: int) -> Sequence[int]:
+        """The indices of an epoch in the order in which they are used. Default: as they come."""
+        return range(len(self))

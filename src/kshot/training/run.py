@@ -1,0 +1,169 @@
+"""One run of the Trainer: its arguments, its record, its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import TrainingArguments
+
+from kshot.errors import OptionError, UnknownName
+from kshot.training.objective import Objective
+from kshot.training.trainer import KshotTrainer, resume_point, write_log
+
+HARMLESS = (
+    *("logging_steps", "logging_strategy", "logging_first_step", "log_level", "report_to", "run_name", "disable_tqdm"),
+    *(
+        "save_steps",
+        "save_strategy",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_persistent_workers",
+    ),
+    "dataloader_prefetch_factor",
+)
+"""Arguments of the Trainer that a resumed run may change: they do not change its result."""
+
+OURS = {
+    "output_dir": "use out",
+    "remove_unused_columns": "batches are made for the model",
+    "seed": "use seed",
+    "data_seed": "use seed",
+    "save_total_limit": "use keep",
+    "resume_from_checkpoint": "a run resumes by itself",
+    "label_names": "labels are known by construction",
+    "train_sampling_strategy": "items are ordered by (seed, epoch)",
+    "load_best_model_at_end": "compare checkpoints with kshot evaluate",
+}
+"""Arguments that are set here, and what to do instead."""
+
+
+def training_arguments(folder: Path, trainer: Mapping[str, Any], seed: int) -> TrainingArguments:
+    """TrainingArguments from a recipe's ``trainer`` entry.
+
+    Raises:
+        UnknownName: no such argument.
+        OptionError: an argument that is not the user's to set, or a value that TrainingArguments refuses.
+    """
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    for name in trainer:
+        if name in OURS:
+            raise OptionError(f"trainer.{name} cannot be set: {OURS[name]}")
+        if name not in known:
+            raise UnknownName("argument of the trainer", name, known - set(OURS))
+    defaults: dict[str, Any] = {
+        "report_to": "none",
+        "logging_steps": 10,
+        "save_steps": 500,
+        "use_cpu": not torch.accelerator.is_available(),
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "disable_tqdm": not sys.stderr.isatty(),
+        "ddp_find_unused_parameters": False,
+        "weight_decay": 0.0,
+    }
+    own = {"output_dir": str(folder), "remove_unused_columns": False, "seed": seed, "save_total_limit": None}
+    try:
+        return TrainingArguments(**(defaults | dict(trainer) | own))
+    except (ValueError, TypeError, ImportError) as error:
+        raise OptionError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+
+
+def run(
+    objective: Objective,
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    trainer: Mapping[str, Any],
+    seed: int,
+    keep: int = 2,
+    **options: Any,
+) -> KshotTrainer:
+    """Train until the end, from the last complete checkpoint in ``folder`` if there is one.
+
+    Args:
+        objective: model, data, loss.
+        folder: of checkpoints, of the record (``config.json``) and of the log (``log.jsonl``).
+        config: what decides the result, beside ``trainer``; JSON-serialisable.
+        trainer: see :func:`training_arguments`.
+        seed: of what is random in the model (dropout).
+        keep: number of checkpoints to keep.
+        options: further arguments of the Trainer (``optimizers``, ``callbacks``).
+
+    Returns:
+        The Trainer after training.
+
+    Raises:
+        OptionError: the folder holds a run with another configuration.
+    """
+    arguments = training_arguments(folder, trainer, seed)
+    record = {
+        "config": _plain(config),
+        "trainer": {name: _plain(value) for name, value in sorted(trainer.items()) if name not in HARMLESS},
+        "world_size": arguments.world_size,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    if arguments.should_save:
+        folder.mkdir(parents=True, exist_ok=True)
+    _check_record(folder / "config.json", record, leads=arguments.should_save)
+    made = KshotTrainer(objective, arguments, keep=keep, **options)
+    made.accelerator.wait_for_everyone()
+    found = resume_point(folder, leads=arguments.should_save)
+    made.accelerator.wait_for_everyone()
+    made.train(resume_from_checkpoint=found)
+    write_log(made, folder / "log.jsonl")
+    return made
+
+
+def _check_record(path: Path, record: Mapping[str, Any], *, leads: bool) -> None:
+    """Compare with the record of the run that is to be resumed, or write it if there is none.
+
+    Raises:
+        OptionError: they differ.
+    """
+    if path.exists():
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise OptionError(
+                f"{path} is damaged: remove {path.parent} to begin anew, or name another with work"
+            ) from None
+        before, now = dict(_flat(held)), dict(_flat(json.loads(json.dumps(record))))
+        differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if differing:
+            shown = "; ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in differing[:3])
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise OptionError(
+                f"{path.parent} holds a run that was begun with other options ({shown}{more}): use the same ones to go on, remove the "
+                "folder to begin anew, or name another with work"
+            )
+    elif leads:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        temporary.replace(path)
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested dictionaries, by dotted name."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON holds it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)

@@ -1,0 +1,189 @@
+"""The one Trainer: Hugging Face's, told what to do by an :class:`~kshot.training.objective.Objective`.
+
+What it adds are guarantees. Data depend on (seed, epoch, index), whatever the number of loader workers and ranks. A checkpoint counts
+only once it is complete, so that a run that was killed at any moment resumes and ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from kshot.training.objective import Objective
+
+COMPLETE = "complete"
+"""Name of the empty file that is written last into a checkpoint."""
+
+Key = tuple[int, int]
+"""(epoch, index) of an item."""
+
+
+class KeyedDataset(Dataset[Any]):
+    """An objective's items by (epoch, index)."""
+
+    def __init__(self, objective: Objective):
+        self.objective = objective
+
+    def __len__(self) -> int:
+        return len(self.objective)
+
+    def __getitem__(self, key: Key) -> Any:
+        return self.objective.item(*key)
+
+
+class KeySampler(Sampler[Key]):
+    """The keys of one epoch, in the objective's order; loader workers are told the epoch with every key."""
+
+    def __init__(self, objective: Objective):
+        self.objective, self.epoch = objective, 0
+
+    def __len__(self) -> int:
+        return len(self.objective)
+
+    def __iter__(self) -> Iterator[Key]:
+        epoch = self.epoch
+        for index in self.objective.order(epoch):
+            yield epoch, int(index)
+
+
+class KshotTrainer(Trainer):
+    """Hugging Face's Trainer for an :class:`~kshot.training.objective.Objective`.
+
+    Args:
+        objective: model, data and loss.
+        args: TrainingArguments.
+        keep: number of complete checkpoints to keep.
+        options: further arguments of Trainer.
+    """
+
+    def __init__(self, objective: Objective, args: TrainingArguments, *, keep: int = 2, **options: Any):
+        self.objective: Objective = objective
+        self.keep = keep
+        self.sampler = KeySampler(objective)
+        self._parts: dict[str, list[float]] = {}
+        super().__init__(
+            model=objective.model,
+            args=args,
+            train_dataset=KeyedDataset(objective),
+            data_collator=objective.collate,
+            **options,
+        )
+        self.loss_is_scaled_for_ga = True  # the loss is a sum, divided by the amount of the whole step
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_TellEpoch(self.sampler))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Key]:
+        return self.sampler
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """The amount of a whole optimiser step: of all its batches on all ranks."""
+        amount = torch.tensor(sum(self.objective.amount(batch) for batch in batch_samples), device=device)
+        if self.args.world_size > 1:
+            amount = self.accelerator.gather(amount).sum()
+        return amount.clamp_min(1)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        total, parts = self.objective.loss(model, inputs)
+        for name, value in parts.items():
+            self._parts.setdefault(name, []).append(float(value.detach()))
+        amount = self.objective.amount(inputs) if num_items_in_batch is None else num_items_in_batch
+        # Ranks average their gradients; this makes it a sum over ranks.
+        loss = total * self.args.world_size / amount
+        return (loss, None) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._parts.items() if values}
+            self._parts = {}
+        super().log(logs, *args, **kwargs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # an estimate by the number of input elements would be wrong here: batches hold more than one tensor
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "peft_config") or state_dict is not None:
+            super()._save(output_dir, state_dict)  # adapters only; what sharded training has gathered
+        elif self.args.should_save:
+            # Under the names that the parameters have here. save_pretrained may write those of older versions of an architecture,
+            # which a resuming Trainer would pass over in silence.
+            folder = Path(output_dir or str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_model(model, str(folder / "model.safetensors"))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(str(self.args.output_dir))
+            _flush(folder / f"checkpoint-{self.state.global_step}")
+            (folder / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+            for old in complete_checkpoints(folder)[: -self.keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+
+class _TellEpoch(TrainerCallback):
+    """Tells the sampler which epoch begins. (accelerate's loaders do so only where they do not wrap the sampler twice.)"""
+
+    def __init__(self, sampler: KeySampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.sampler.epoch = int((state.epoch or 0.0) + 1e-6)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that were written to the end, the oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def resume_point(folder: Path, *, leads: bool) -> str | None:
+    """The checkpoint to go on from, or ``None``; what a kill left incomplete is removed by the leading process."""
+    found = complete_checkpoints(folder)
+    if leads:
+        for path in folder.glob("checkpoint-*"):
+            if path not in found:
+                shutil.rmtree(path, ignore_errors=True)
+    return str(found[-1]) if found else None
+
+
+def write_log(trainer: Trainer, path: Path) -> None:
+    """The log of a run, one JSON object a line: step, epoch, loss, learning rate, gradient norm."""
+    if not trainer.args.should_save:
+        return
+    lines = [json.dumps(entry) for entry in trainer.state.log_history]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _flush(folder: Path) -> None:
+    """Have the files of a folder on the disk before it is called complete."""
+    for path in folder.iterdir():
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+__all__ = ["KeySampler", "KeyedDataset", "KshotTrainer", "complete_checkpoints", "resume_point", "write_log"]
