@@ -50,7 +50,9 @@ class Mixture(Source):
         if empty:
             raise OptionError(f"data.{empty[0]}: the source has no items")
         if items is not None and items < len(parts):
-            raise OptionError(f"items={items}: an epoch must have at least one item of each of the {len(parts)} sources")
+            raise OptionError(
+                f"items={items}: an epoch must have at least one item of each of the {len(parts)} sources"
+            )
         total = items or math.ceil(max(sizes[name] / shares[name] for name in parts) - 1e-9)
         self._counts = _apportion(total, list(shares.values()))
         self._names = list(parts)
@@ -99,11 +101,13 @@ def _check_shares(shares: Mapping[str, float], parts: Mapping[str, Source]) -> N
         raise OptionError(f"shares do not match the sources: {'; '.join(told)}; give each source its share, or none")
     wrong = [name for name, share in shares.items() if not share > 0]
     if wrong:
-        raise OptionError(f"data.{wrong[0]}.share={shares[wrong[0]]}: must be greater than 0; leave the source out instead")
+        raise OptionError(
+            f"data.{wrong[0]}.share={shares[wrong[0]]}: must be greater than 0; leave the source out instead"
+        )
     total = sum(shares.values())
     if abs(total - 1) > 1e-6:
-        told = ", ".join(f"{name} {share:g}" for name, share in shares.items())
-        raise OptionError(f"shares sum to {total:g}, not to 1: {told}")
+        listed = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        raise OptionError(f"shares sum to {total:g}, not to 1: {listed}")
 
 
 def _apportion(total: int, shares: list[float]) -> list[int]:
