@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kshot.data.task import load_task
 from kshot.errors import OptionError
-from kshot.evaluation import report
+from kshot.evaluation import plots, report
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.loading import load_any
 from kshot.evaluation.results import Evaluation
@@ -167,7 +167,7 @@ def plot(digits: Evaluation, scenes: Evaluation) -> bytes:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, result, title in ((left, digits, "real digits, invented names"), (right, scenes, "scenes, hidden task")):
-        report.draw(axes, [result])
+        plots.draw(axes, [result])
         axes.set_title(title, loc="left", fontsize="medium")
     right.set_ylabel("")
     image = io.BytesIO()

@@ -22,12 +22,18 @@ def episodes(task: Swatches, shots: int = 6) -> list[Episode]:
     return choose(task, "balanced", shots, 0).episodes(task)
 
 
+def described(episode: Episode) -> list[tuple]:
+    """All that a model sees of an episode; drawn pictures are compared by their pixels."""
+    examples = (*episode.demonstrations, episode.query)
+    return [(e.id, e.question, e.answer, e.references, e.choices, [p.digest for p in e.images]) for e in examples]
+
+
 @pytest.mark.parametrize("name", controls.names())
 def test_a_control_is_a_pure_function_that_keeps_query_id_and_shots(task, name):
     control = controls.get(name)
     for episode in episodes(task)[:20]:
         changed = control.change(episode, 3)
-        assert changed == control.change(episode, 3) or name == "blank-images"
+        assert described(changed) == described(control.change(episode, 3))
         assert (changed.query.id, changed.shots, changed.id) == (episode.query.id, episode.shots, episode.id)
         assert changed.query.references == episode.query.references
         assert changed.query.question == episode.query.question

@@ -11,7 +11,8 @@ from PIL import Image
 import kshot
 from kshot.errors import DataError, OptionError
 from kshot.evaluation.picture import save_prompt_picture
-from kshot.evaluation.report import markdown_table, plot
+from kshot.evaluation.plots import plot
+from kshot.evaluation.report import markdown_table
 from kshot.prompt import render_plain
 from tests.evaluation.toys import Lookup, Swatches
 

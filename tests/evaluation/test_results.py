@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from kshot.episode import Example
 from kshot.errors import DataError, OptionError
 from kshot.evaluation.cells import Cell
-from kshot.evaluation.results import Evaluation, interval_over_seeds, score_cell, summarise
+from kshot.evaluation.results import Evaluation
+from kshot.evaluation.scoring import interval_over_seeds, score_cell, summarise
 from kshot.metrics.base import MetricResult, metrics
 from kshot.metrics.stats import bootstrap_interval
 
@@ -76,8 +77,10 @@ def test_units_of_several_queries_are_resampled_together():
 
     rows = [{"id": f"q{i}", "prediction": "a"} for i in range(4)]
     scores = score_cell(Cell("demonstrations", 0, 0), rows, {f"q{i}": Example(id=f"q{i}") for i in range(4)}, pairs)
-    assert scores.units == {("q0", "q1"): 1.0, ("q2", "q3"): 0.0}
-    assert scores.scale == 100
+    assert scores.units == {
+        ("q0", "q1"): 100.0,
+        ("q2", "q3"): 0.0,
+    }  # in the unit of the figure, of which they are the mean
     assert scores.per_query == (1.0, 1.0, 0.0, 0.0)
     low, high = interval_over_seeds([scores])
     assert (low, high) == (0.0, 100.0)

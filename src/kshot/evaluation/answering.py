@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from kshot.data.task import Task
 from kshot.episode import Episode
 from kshot.errors import BadImage, OptionError
+from kshot.evaluation.published import opening_of
 from kshot.evaluation.runs import Rows
 from kshot.models.base import Model, PromptStyle
 from kshot.prompt import Template
@@ -49,6 +50,12 @@ class Answering:
     def template(self) -> Template:
         """The task's template."""
         return self.task.template
+
+    @property
+    def opening(self) -> str:
+        """What the prompts have already said of the answer when the model goes on: some plain templates open a quotation."""
+        chat = self.style == "chat" or (self.style == "auto" and getattr(self.model, "no_chat", True) == "")
+        return "" if chat or self.scoring == "likelihood" else opening_of(self.template)
 
     def _generate(self, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
         texts = self.model.answer(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kshot.errors import OptionError, UnknownName
 from kshot.evaluation.controls import controls as control_registry
+from kshot.evaluation.controls import expand
 
 DEMONSTRATIONS = "demonstrations"
 FORMAT_ONLY = "format_only"
@@ -57,7 +58,7 @@ def plan(
     if not numbers and not baselines:
         raise OptionError("no number of shots was given")
     cells = [Cell(FORMAT_ONLY, 0, seeds[0])] if FORMAT_ONLY in baselines else []
-    for kind in (DEMONSTRATIONS, *dict.fromkeys(controls)):
+    for kind in (DEMONSTRATIONS, *expand(controls)):
         least = 0 if kind == DEMONSTRATIONS else control_registry.get(kind).least_shots
         for number in numbers:
             if number >= least:

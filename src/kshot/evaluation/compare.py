@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kshot.errors import OptionError
-from kshot.evaluation import report
+from kshot.evaluation import plots, report
 from kshot.evaluation.results import Evaluation, Row
 from kshot.evaluation.runs import read_json, write_bytes, write_text
 
@@ -84,7 +84,7 @@ class Comparison:
         place = Path(folder)
         write_text(place / "comparison.md", self.markdown())
         write_text(place / "comparison.csv", self.csv())
-        write_bytes(place / "comparison.png", report.plot(self.results, self.title, self.names))
+        write_bytes(place / "comparison.png", plots.plot(self.results, self.title, self.names))
 
     def __rich__(self) -> Table:
         from rich.table import Table

@@ -55,6 +55,8 @@ def configuration(
         "batch_size": answering.batch_size,
         "step": step,
         "on_bad_image": answering.on_bad_image,
+        **({"further_metrics": list(task.further_metrics)} if task.further_metrics else {}),
+        **({"zero_shot_task": task.zero_shot_task.describe()} if task.zero_shot_task is not None else {}),
     }
 
 

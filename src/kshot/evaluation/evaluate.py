@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-from tqdm import tqdm
 
-from kshot.data.demonstrations import Choices, choose
 from kshot.data.retrieval import Order
 from kshot.data.task import Task, load_task
-from kshot.episode import Episode, Example
+from kshot.episode import Example
 from kshot.errors import DataError, OptionError
 from kshot.evaluation import report
-from kshot.evaluation.answering import Answering, OnBadImage, Scoring, candidate_set
-from kshot.evaluation.cells import FORMAT_ONLY, Cell, plan
-from kshot.evaluation.controls import controls as control_registry
+from kshot.evaluation.answering import Answering, OnBadImage, Scoring
+from kshot.evaluation.cells import FORMAT_ONLY, plan
 from kshot.evaluation.environment import configuration, environment
 from kshot.evaluation.loading import load_any
 from kshot.evaluation.options import names_of, numbers_of
-from kshot.evaluation.results import CellScores, Evaluation, score_cell, summarise
-from kshot.evaluation.runs import Rows, RunFolder, read_json, write_text
+from kshot.evaluation.results import Evaluation
+from kshot.evaluation.running import STEP, Run
+from kshot.evaluation.runs import RunFolder, read_json
 from kshot.evaluation.workers import Worker, wait_for
-from kshot.metrics.base import Metric, metrics
 from kshot.models.base import Model, PromptStyle
 from kshot.picture import ArchivePicture, FilePicture
 
-STEP = 64
-"""Queries answered (and noted in the journal) at a time. Fixed, so that batches are the same for any number of processes."""
+PredictionForm = Literal["kshot", "lcl"]
 
 
 def evaluate(
@@ -50,7 +44,7 @@ def evaluate(
     scoring: Scoring = "generate",
     normalize: bool = False,
     baselines: str | Sequence[str] = (),
-    controls: str | Sequence[str] = (),
+    controls: str | Sequence[str] | None = None,
     limit: int | None = None,
     style: PromptStyle = "auto",
     num_beams: int = 1,
@@ -59,6 +53,7 @@ def evaluate(
     batch_size: int | None = None,
     on_bad_image: OnBadImage = "error",
     out: str | Path | None = None,
+    prediction_form: PredictionForm = "kshot",
     task_options: Mapping[str, Any] | None = None,
     model_options: Mapping[str, Any] | None = None,
     retriever_options: Mapping[str, Any] | None = None,
@@ -81,7 +76,8 @@ def evaluate(
             candidates, which are all its labels, or else the choices that the query prints).
         normalize: for likelihood: mean log-probability per token instead of the sum.
         baselines: "zero_shot" (no demonstrations) and "format_only" (none, but a sentence that tells the answer's form).
-        controls: "shuffled-labels", "blank-images", "no-query-image".
+        controls: "shuffled-labels", "blank-support", "text-only", "swapped-labels", "no-query-image" ...; "link" is the first four,
+            "none" is none. Default: the task's own (link-context tasks have "link").
         limit: a random sample of that many queries, the same for every model and setting.
         style: "plain" (interleaved text), "chat" (the model's chat template) or "auto".
         num_beams: 1 is greedy.
@@ -90,6 +86,8 @@ def evaluate(
         batch_size: episodes a batch. Default: as many as fit.
         on_bad_image: "error", or "skip": queries with an image that cannot be decoded are left out, counted and listed.
         out: run folder. If it holds this run, unfinished, the run is carried on.
+        prediction_form: "lcl" writes, beside the predictions, those of each cell as the code of Link-Context Learning does:
+            CELL_extra_prediction.jsonl with {"pred": ..., "target": ...} a line.
         task_options: the task's own options, e.g. root. On the command line: --root FILE.
         model_options: arguments of load_model, e.g. dtype. On the command line: --dtype bfloat16.
         retriever_options: the retriever's own options. On the command line: --NAME VALUE.
@@ -105,6 +103,7 @@ def evaluate(
         ("scoring", scoring, get_args(Scoring)),
         ("style", style, get_args(PromptStyle)),
         ("on_bad_image", on_bad_image, get_args(OnBadImage)),
+        ("prediction_form", prediction_form, get_args(PredictionForm)),
     ):
         if value not in known:
             raise OptionError(f"{name}={value!r}: must be one of {', '.join(known)}")
@@ -122,11 +121,10 @@ def evaluate(
         _total_shots(the_task, shots, shots_per_class),
         range(seed, seed + seeds),
         names_of(baselines, "baseline"),
-        names_of(controls, "control"),
+        names_of(the_task.controls if controls is None else controls, "control"),
     )
     if any(cell.kind == FORMAT_ONLY for cell in cells) and not the_task.template.short_instruction:
         raise OptionError(f"the baseline 'format_only' needs a short instruction; task {the_task.name!r} has none")
-    metric = metrics.get(the_task.metric)
     retriever = retriever or the_task.retriever
     queries = _sample(the_task.queries, limit)
     if not queries:
@@ -153,7 +151,7 @@ def evaluate(
         else:
             wait_for(lambda: (folder.path / "config.json").exists() or None, "the first process to begin")
             folder.check(config)
-        run = Run(folder, worker, answering, cells, queries, retriever, order, retriever_options or {}, metric)
+        run = Run(folder, worker, answering, cells, queries, retriever, order, retriever_options or {}, max_new_tokens)
         run.choose()
         run.write_prompts()
         run.answer()
@@ -162,143 +160,11 @@ def evaluate(
             data = wait_for(lambda: read_json(figures) if figures.exists() else None, "the results", run.progress)
             return Evaluation.from_json(data, folder.path)
         result = run.results(folder.path if out is not None else None)
+        if prediction_form == "lcl":
+            run.write_published_form()
         if out is not None:
             report.save(result, folder.path)
         return result
-
-
-@dataclass
-class Run:
-    """A run in progress: see :mod:`kshot.evaluation.runs` for what is written where."""
-
-    folder: RunFolder
-    worker: Worker
-    answering: Answering
-    cells: Sequence[Cell]
-    queries: Sequence[Example]
-    retriever: str
-    order: Order | None
-    retriever_options: Mapping[str, Any]
-    metric: Metric
-
-    def __post_init__(self) -> None:
-        self.bounds = [(i, min(i + STEP, len(self.queries))) for i in range(0, len(self.queries), STEP)]
-        self.passed_over: dict[str, int] = {}
-        self._queries = {query.id: query for query in self.queries}
-
-    def choose(self) -> None:
-        """Choose all demonstrations and write them down, before anything is answered."""
-        task = self.answering.task
-        for shots, seed in dict.fromkeys((cell.shots, cell.seed) for cell in self.cells if cell.shots):
-            path = self.folder.choices(shots, seed)
-            if self.worker.leads:
-                choices = choose(
-                    task, self.retriever, shots, seed,
-                    queries=self.queries, order=self.order, out=path, options=self.retriever_options,
-                    on_bad_image=self.answering.on_bad_image,
-                )  # fmt: skip
-                for reason, count in choices.passed_over.items():
-                    self.passed_over[reason] = max(count, self.passed_over.get(reason, 0))
-            else:
-                wait_for(lambda path=path: path.exists() or None, "the choice of demonstrations")  # type: ignore[misc]
-
-    def write_prompts(self) -> None:
-        """Write down the first prompt of each cell, if the model shows its prompts."""
-        show = getattr(self.answering.model, "prompt", None)
-        for cell in self.cells if show is not None and self.worker.leads else ():
-            path = self.folder.path / "prompts" / f"{cell.name}.txt"
-            if show is not None and not path.exists():
-                episode = self.episodes(cell)(self.queries[:1])[0]
-                write_text(path, show(episode, self.answering.template, self.answering.style).text())
-
-    def episodes(self, cell: Cell) -> Callable[[Sequence[Example]], list[Episode]]:
-        """What makes the episodes of a cell's queries."""
-        task = self.answering.task
-        if not cell.shots:
-            told = None
-            if cell.kind == FORMAT_ONLY:
-                told = f"{task.template.instruction}{task.template.short_instruction}\n"
-            make = lambda queries: [Episode((), query, instruction=told) for query in queries]  # noqa: E731
-        else:
-            choices = Choices.load(self.folder.choices(cell.shots, cell.seed))
-            make = lambda queries: choices.episodes(task, queries)  # noqa: E731
-        if cell.kind not in control_registry:
-            return make
-        change = control_registry.get(cell.kind).change
-        return lambda queries: [change(episode, cell.seed) for episode in make(queries)]
-
-    def answer(self) -> None:
-        """Answer this process's steps of all cells; the leading process also merges what is complete."""
-        own = [step for step in range(len(self.bounds)) if self.worker.takes(step)]
-        size = {step: last - first for step, (first, last) in enumerate(self.bounds)}
-        total = len(self.cells) * sum(size[step] for step in own)
-        quiet = not (sys.stderr.isatty() and self.worker.leads)
-        with tqdm(total=total, unit="query", disable=quiet) as bar:
-            for cell in self.cells:
-                bar.set_description(cell.name)
-                done = self.folder.steps(
-                    cell.name
-                )  # read before asking whether it is finished: merging removes the journals
-                left = [] if self.folder.finished(cell.name) else [step for step in own if step not in done]
-                bar.update(sum(size[step] for step in own if step not in left))
-                if left:
-                    episodes = self.episodes(cell)
-                for step in left:
-                    first, last = self.bounds[step]
-                    rows = self.answering.rows(episodes(self.queries[first:last]))
-                    self.folder.append(cell.name, step, rows, self.worker.rank)
-                    bar.update(size[step])
-                if self.worker.leads:
-                    self._merge(cell)
-        if self.worker.leads:
-            for cell in self.cells:
-                wait_for(lambda cell=cell: self._merge(cell) or None, f"cell {cell.name!r}", self.progress)  # type: ignore[misc]
-
-    def results(self, folder: Path | None) -> Evaluation:
-        """The figures of all cells, from their prediction files."""
-        groups: dict[tuple[str, int], list[Cell]] = defaultdict(list)
-        for cell in self.cells:
-            groups[cell.kind, cell.shots].append(cell)
-        scores = {cell: self._score(cell, self.folder.rows(cell.name)) for cell in self.cells}
-        some = scores[self.cells[0]]
-        likelihood = self.answering.scoring == "likelihood"
-        chances = {score.result.details.get("chance") for score in scores.values()}
-        return Evaluation(
-            model=self.answering.model.name,
-            task=self.answering.task.name,
-            metric=some.name,
-            rows=tuple(summarise(cells[0], [scores[cell] for cell in cells]) for cells in groups.values()),
-            scoring=self.answering.scoring,
-            candidates=candidate_set(self.answering.task, self.queries) if likelihood else "",
-            note=some.note,
-            chance=chances.pop() if len(chances) == 1 else None,
-            passed_over={reason: count for reason, count in sorted(self.passed_over.items()) if count},
-            folder=folder,
-        )
-
-    def _score(self, cell: Cell, rows: Rows) -> CellScores:
-        return score_cell(cell, rows, self._queries, self.metric)
-
-    def _merge(self, cell: Cell) -> bool:
-        """Make the journals into the prediction file if all steps are there; whether the file exists."""
-        if self.folder.finished(cell.name):
-            return True
-        steps = self.folder.steps(cell.name)
-        if len(steps) < len(self.bounds):
-            return False
-        rows = [row for step in sorted(steps) for row in steps[step]]
-        scores = self._score(cell, rows)
-        values = iter(scores.per_query)
-        self.folder.finish(cell.name, [row if "skipped" in row else row | {"score": next(values)} for row in rows])
-        return True
-
-    def progress(self) -> object:
-        """Changes while other processes are at work."""
-        sizes = []
-        for path in self.folder.journals():
-            with contextlib.suppress(FileNotFoundError):  # the leading process removes what it has merged
-                sizes.append((path.name, path.stat().st_size))
-        return sizes
 
 
 def _total_shots(

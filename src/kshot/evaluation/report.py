@@ -1,23 +1,33 @@
-"""Tables and the plot of a run."""
+"""Tables of a run, and all its reports in its folder."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kshot.evaluation.cells import DEMONSTRATIONS, FORMAT_ONLY
+from kshot.evaluation.cells import DEMONSTRATIONS
+from kshot.evaluation.gaps import CHANCE, Gap
+from kshot.evaluation.plots import kind_label, plot
 from kshot.evaluation.results import INTERVAL, Evaluation, Row
 from kshot.evaluation.runs import write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from rich.table import Table
 
-COLUMNS = ("demonstrations", "shots", "score", "95 % interval", "between seeds", "queries", "skipped")
-COLOURS = ("#1f5fa8", "#c8553d", "#3a8f5c", "#8d5fa8", "#b08a2e", "#4d4d4d", "#2a9db0", "#b0457b")
+COLUMNS = (
+    "demonstrations",
+    "shots",
+    "score",
+    "95 % interval",
+    "between seeds",
+    "queries",
+    "skipped",
+    "gap",
+    "95 % of it",
+)
 
 
 def save(result: Evaluation, folder: Path) -> None:
@@ -31,17 +41,18 @@ def save(result: Evaluation, folder: Path) -> None:
     write_json(folder / "metrics.json", result.to_json())
 
 
-def kind_label(kind: str) -> str:
-    """How a kind of cell is called in tables."""
-    return {DEMONSTRATIONS: "intact", FORMAT_ONLY: "none, format told"}.get(kind, kind)
-
-
 def row_label(kind: str, shots: int) -> str:
     """How the demonstrations of a row are called."""
     return "none" if kind == DEMONSTRATIONS and not shots else kind_label(kind)
 
 
-def cells_of(row: Row) -> tuple[str, ...]:
+def gap_of(result: Evaluation, row: Row) -> Gap | None:
+    """The gap that is shown with a row: of intact demonstrations to chance, of a control to intact demonstrations."""
+    against = CHANCE if row.kind == DEMONSTRATIONS else row.kind
+    return next((gap for gap in result.gaps if (gap.shots, gap.against) == (row.shots, against)), None)
+
+
+def cells_of(row: Row, gap: Gap | None = None) -> tuple[str, ...]:
     """A row as text, in the order of :data:`COLUMNS`."""
     low, high = row.interval
     return (
@@ -52,6 +63,8 @@ def cells_of(row: Row) -> tuple[str, ...]:
         "" if row.spread is None else f"± {number(row.spread)}",
         str(row.queries),
         str(row.skipped),
+        "" if gap is None else number(gap.value),
+        "" if gap is None else f"{number(gap.interval[0])} .. {number(gap.interval[1])}",
     )
 
 
@@ -67,14 +80,16 @@ def terminal_table(result: Evaluation) -> Table:
     table = Table(
         title=f"{result.title}: {result.metric}", caption=_caption(result), title_justify="left", caption_justify="left"
     )
-    for number_, column in enumerate(_shown(result.rows)):
+    shown = _shown(result)
+    for number_, column in enumerate(shown):
         table.add_column(COLUMNS[column], justify="left" if number_ == 0 else "right")
     previous = None
     for row in result.rows:
         if previous is not None and previous != row.kind:
             table.add_section()
         previous = row.kind
-        table.add_row(*(cells_of(row)[column] for column in _shown(result.rows)))
+        cells = cells_of(row, gap_of(result, row))
+        table.add_row(*(cells[column] for column in shown))
     return table
 
 
@@ -90,8 +105,17 @@ def plain_text(result: Evaluation) -> str:
 def markdown(result: Evaluation) -> str:
     """The result as Markdown: figures, categories, skipped queries, and how to read them."""
     lines = [f"# {result.title}", "", f"Metric: {result.metric}. {_caption(result)}", ""]
-    lines += markdown_table(COLUMNS, [cells_of(row) for row in result.rows])
+    shown = _shown(result, always=7)
+    cells = [cells_of(row, gap_of(result, row)) for row in result.rows]
+    lines += markdown_table([COLUMNS[c] for c in shown], [[line[c] for c in shown] for line in cells])
     lines += ["", f"Interval: {INTERVAL}."]
+    if result.gaps:
+        lines += ["", "## Gaps", "", _GAPS, ""]
+        lines += markdown_table(("shots", "score", "against", "its score", "gap", "95 % interval"), gap_rows(result))
+    further = further_rows(result)
+    if further:
+        lines += ["", "## Further metrics", ""]
+        lines += markdown_table(("metric", "demonstrations", "shots", "value", "95 % interval"), further)
     details = sorted({name for row in result.rows for seed in row.seeds for name in seed.details})
     if details:
         lines += ["", "## Further figures (first seed)", ""]
@@ -109,9 +133,9 @@ def markdown(result: Evaluation) -> str:
         lines += ["", "## By category", ""]
         head = ("category", "queries", *(f"{row_label(row.kind, row.shots)}, {row.shots}" for row in result.rows))
         counts = {name: max(row.categories().get(name, (0, 0))[1] for row in result.rows) for name in names}
-        columns = [row.categories() for row in result.rows]
+        columns = [(row.categories(), row.category_intervals) for row in result.rows]
         body = [
-            (name, str(counts[name]), *(_or_blank(c[name][0] if name in c else None) for c in columns))
+            (name, str(counts[name]), *(_with_interval(name, figures, ranges) for figures, ranges in columns))
             for name in names
         ]
         lines += markdown_table(head, body)
@@ -128,6 +152,39 @@ def markdown(result: Evaluation) -> str:
         lines += ["", f"## Skipped ({len(skipped)})", ""]
         lines += markdown_table(("demonstrations", "shots", "seed", "query", "reason"), skipped)
     return "\n".join(lines) + "\n"
+
+
+_GAPS = (
+    "What intact demonstrations score more than chance, and more than the same demonstrations under a control (paired by query). "
+    "A model that learns from the pictures of its context has an interval above zero in every line."
+)
+
+
+def gap_rows(result: Evaluation) -> list[tuple[str, ...]]:
+    """All gaps as text: shots, score, against what, its score, gap, interval."""
+    lines: list[tuple[str, ...]] = []
+    for gap in result.gaps:
+        row = result.row(gap.shots)
+        other = row.chance if gap.against == CHANCE else result.value(gap.shots, gap.against)
+        interval = f"{number(gap.interval[0])} .. {number(gap.interval[1])}"
+        lines.append((str(gap.shots), number(row.value), gap.against, _or_blank(other), number(gap.value), interval))
+    return lines
+
+
+def further_rows(result: Evaluation) -> list[tuple[str, ...]]:
+    """Further metrics as text: metric, demonstrations, shots, value, interval."""
+    return [
+        (
+            name,
+            row_label(row.kind, row.shots),
+            str(row.shots),
+            number(f["value"]),
+            f"{number(f['low'])} .. {number(f['high'])}",
+        )
+        for name in sorted({name for row in result.rows for name in row.further})
+        for row in result.rows
+        if (f := row.further.get(name)) is not None
+    ]
 
 
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -159,93 +216,63 @@ FIELDS = (
     "seeds",
     "queries",
     "skipped",
+    "chance",
+    "gap_to",
+    "gap",
+    "gap_low",
+    "gap_high",
 )
-_CATEGORY_FIELDS = ("demonstrations", "shots", "category", "value", "queries")
+_CATEGORY_FIELDS = ("demonstrations", "shots", "category", "value", "queries", "low", "high")
 
 
 def fields(result: Evaluation, row: Row) -> tuple[Any, ...]:
     """A row's figures, in the order of :data:`FIELDS`."""
-    spread = "" if row.spread is None else row.spread
+    spread, gap = "" if row.spread is None else row.spread, gap_of(result, row)
+    towards = "" if gap is None else CHANCE if gap.against == CHANCE else DEMONSTRATIONS
     return (
         result.model, result.task, result.metric, row.kind, row.shots, row.value, *row.interval, spread,
-        len(row.seeds), row.queries, row.skipped,
+        len(row.seeds), row.queries, row.skipped, "" if row.chance is None else row.chance,
+        towards, *(("", "", "") if gap is None else (gap.value, *gap.interval)),
     )  # fmt: skip
 
 
 def category_rows(result: Evaluation) -> list[tuple[Any, ...]]:
     """Rows of ``categories.csv``."""
     return [
-        (row.kind, row.shots, name, value, count)
+        (row.kind, row.shots, name, value, count, *row.category_intervals.get(name, ("", "")))
         for row in result.rows
         for name, (value, count) in sorted(row.categories().items())
     ]
 
 
-def plot(results: Sequence[Evaluation], title: str | None = None, names: Sequence[str] | None = None) -> bytes:
-    """Score against shots as a PNG: a line with its interval for each kind, a level for each baseline without demonstrations."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def _shown(result: Evaluation, always: int = 0) -> list[int]:
+    """Columns that say something: no spread without several seeds, no skips where none were skipped, no gap where none is known.
 
-    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    draw(axes, results, names)
-    axes.set_title(title or (results[0].title if len(results) == 1 else "score against demonstrations"), loc="left")
-    image = io.BytesIO()
-    # Without the version of matplotlib in the file the same figures give the same bytes.
-    figure.savefig(image, format="png", metadata={"Software": None})
-    return image.getvalue()
-
-
-def draw(axes: Axes, results: Sequence[Evaluation], names: Sequence[str] | None = None) -> None:
-    """Draw results into axes. With several results their lines bear ``names``; equal kinds share a line style."""
-    shots = sorted({row.shots for result in results for row in result.rows if row.kind != FORMAT_ONLY})
-    place = {number_: i for i, number_ in enumerate(shots)}  # evenly spaced: 0, 1, 4, 32 would be unreadable to scale
-    kinds = list(dict.fromkeys(row.kind for result in results for row in result.rows))
-    styles = dict(zip(kinds, ("-", "--", ":", "-.") * len(kinds), strict=False))
-    for i, result in enumerate(results):
-        for j, kind in enumerate(kinds):
-            rows = [row for row in result.rows if row.kind == kind]
-            if not rows:
-                continue
-            colour = COLOURS[(j if len(results) == 1 else i) % len(COLOURS)]
-            prefix = "" if len(results) == 1 else f"{(names or [r.title for r in results])[i]}, "
-            what = {DEMONSTRATIONS: "demonstrations", FORMAT_ONLY: "no demonstrations, format told"}.get(kind, kind)
-            label = prefix + what if len(kinds) > 1 or len(results) == 1 else prefix.rstrip(", ")
-            style = "-" if len(results) == 1 else styles[kind]
-            if kind == FORMAT_ONLY:
-                axes.axhline(rows[0].value, color=colour, linewidth=1, linestyle=(0, (5, 2)), label=label)
-                continue
-            xs, ys = [place[row.shots] for row in rows], [row.value for row in rows]
-            axes.plot(xs, ys, marker="o", markersize=4, color=colour, linestyle=style, label=label)
-            lows, highs = zip(*(row.interval for row in rows), strict=True)
-            axes.fill_between(xs, lows, highs, color=colour, alpha=0.15, linewidth=0)
-    chances = {result.chance for result in results}
-    if len(chances) == 1 and (chance := chances.pop()) is not None:
-        axes.axhline(chance, color="#999999", linewidth=1, linestyle=":", label="chance")
-    axes.set_xticks(range(len(shots)), [str(number_) for number_ in shots])
-    axes.set_xlabel("demonstrations in the prompt (shots)")
-    metrics = sorted({result.metric for result in results})
-    axes.set_ylabel(metrics[0] if len(metrics) == 1 else "score")
-    values = [v for result in results for row in result.rows for v in (row.value, *row.interval)]
-    if values and min(values) >= 0 and max(values) <= 1:
-        axes.set_ylim(-0.02, 1.02)
-    axes.grid(axis="y", linewidth=0.5, alpha=0.4)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
-
-
-def _shown(rows: Sequence[Row]) -> list[int]:
-    """Columns that say something: no spread without several seeds, no skips where none were skipped."""
-    empty = {4} if all(row.spread is None for row in rows) else set()
-    empty |= {6} if all(not row.skipped for row in rows) else set()
-    return [i for i in range(len(COLUMNS)) if i not in empty]
+    The first ``always`` columns are shown in any case.
+    """
+    empty = {4} if all(row.spread is None for row in result.rows) else set()
+    empty |= {6} if all(not row.skipped for row in result.rows) else set()
+    empty |= {7, 8} if not result.gaps else set()
+    return [i for i in range(len(COLUMNS)) if i < always or i not in empty]
 
 
 def _caption(result: Evaluation) -> str:
     parts = [f"Likelihood scoring over {result.candidates}." if result.candidates else ""]
     parts += [result.note, f"Chance {number(result.chance)}." if result.chance is not None else ""]
+    controlled = any(gap.against != CHANCE for gap in result.gaps)
+    to_control = "; of a control: from it to intact demonstrations, paired by query" if controlled else ""
+    parts += [f"Gap: above chance{to_control}." if result.gaps else ""]
     return " ".join(part for part in parts if part)
+
+
+def _with_interval(
+    name: str, figures: Mapping[str, tuple[float, int]], ranges: Mapping[str, tuple[float, float]]
+) -> str:
+    """A category's figure, and its interval where it is known."""
+    if name not in figures:
+        return ""
+    text = number(figures[name][0])
+    return f"{text} [{number(ranges[name][0])}, {number(ranges[name][1])}]" if name in ranges else text
 
 
 def _or_blank(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,16 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kshot.episode import Example
 from kshot.errors import DataError, OptionError
-from kshot.evaluation.cells import DEMONSTRATIONS, Cell
-from kshot.metrics.base import Metric, MetricResult
-from kshot.metrics.stats import bootstrap_interval
+from kshot.evaluation.cells import DEMONSTRATIONS
+from kshot.evaluation.gaps import Gap
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-RESAMPLES = 2000
 INTERVAL = (
     "95 %: queries are resampled with replacement (percentile bootstrap, 2,000 times) on their scores averaged over the seeds; "
     "with several seeds the standard error between seeds (standard deviation / sqrt(seeds), times 1.96) is added in quadrature. "
@@ -37,6 +33,7 @@ class SeedResult:
         details: further figures of the metric.
         categories: main figure and number of queries per category.
         skipped: queries left out: ``{"id": ..., "reason": ...}``.
+        further: figures of further metrics, by their name.
     """
 
     seed: int
@@ -45,6 +42,7 @@ class SeedResult:
     details: Mapping[str, float] = field(default_factory=dict)
     categories: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     skipped: tuple[Mapping[str, str], ...] = ()
+    further: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,9 @@ class Row:
         value: mean of the seeds' main figures.
         spread: standard deviation between seeds; ``None`` for a single seed.
         interval: 95 % confidence interval of ``value`` (see :data:`INTERVAL`).
+        chance: expected figure of a guess, where the metric knows it.
+        further: figures of further metrics: ``{name: {"value": ..., "low": ..., "high": ...}}``, mean over seeds and its interval.
+        category_intervals: 95 % confidence intervals of categories, where the metric says what they consist of.
     """
 
     kind: str
@@ -63,6 +64,9 @@ class Row:
     spread: float | None
     interval: tuple[float, float]
     seeds: tuple[SeedResult, ...]
+    chance: float | None = None
+    further: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    category_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def queries(self) -> int:
@@ -99,6 +103,7 @@ class Evaluation:
         note: how the metric was computed, where that varies.
         chance: expected figure of a guess, where the task knows it.
         passed_over: examples of the support set that could not be demonstrations, by reason (the most at any number of shots).
+        gaps: what intact demonstrations score more than chance, and than each control, at each number of shots.
         folder: the run folder, if one was kept.
     """
 
@@ -111,6 +116,7 @@ class Evaluation:
     note: str = ""
     chance: float | None = None
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    gaps: tuple[Gap, ...] = ()
     folder: Path | None = None
 
     def row(self, shots: int, kind: str = DEMONSTRATIONS) -> Row:
@@ -129,6 +135,19 @@ class Evaluation:
     def value(self, shots: int, kind: str = DEMONSTRATIONS) -> float:
         """The main figure at a number of shots."""
         return self.row(shots, kind).value
+
+    def gap(self, shots: int, against: str) -> Gap:
+        """What intact demonstrations score more than a control, or than ``"chance"``.
+
+        Raises:
+            OptionError: the run does not tell.
+        """
+        for gap in self.gaps:
+            if (gap.shots, gap.against) == (shots, against):
+                return gap
+        raise OptionError(
+            f"the run has no gap to {against!r} with {shots} shots; it has {[(g.against, g.shots) for g in self.gaps]}"
+        )
 
     @property
     def title(self) -> str:
@@ -150,8 +169,9 @@ class Evaluation:
         """
         try:
             rows = tuple(_row(row) for row in data["rows"])
-            rest = {k: v for k, v in data.items() if k not in ("rows", "interval")}
-            return cls(rows=rows, folder=folder, **rest)
+            gaps = tuple(Gap(**(gap | {"interval": _pair(gap["interval"])})) for gap in data.get("gaps", ()))
+            rest = {k: v for k, v in data.items() if k not in ("rows", "gaps", "interval")}
+            return cls(rows=rows, gaps=gaps, folder=folder, **rest)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"not the figures of a run ({error})", file=folder and folder / "metrics.json") from None
 
@@ -172,93 +192,6 @@ class Evaluation:
         return plain_text(self)
 
 
-@dataclass(frozen=True)
-class CellScores:
-    """A cell's metric with what the interval needs: the score of each unit, keyed by the queries that make it."""
-
-    result: SeedResult
-    units: Mapping[tuple[str, ...], float]
-    scale: float
-    per_query: tuple[float, ...]
-    note: str
-    name: str
-
-
-def score_cell(
-    cell: Cell, rows: Sequence[Mapping[str, Any]], queries: Mapping[str, Example], metric: Metric
-) -> CellScores:
-    """Apply the metric to a cell's predictions.
-
-    Args:
-        rows: its prediction rows; those with ``"skipped"`` are counted and left out.
-        queries: the task's queries by id.
-
-    Raises:
-        DataError: every query was skipped.
-    """
-    answered = [row for row in rows if "skipped" not in row]
-    skipped = tuple({"id": row["id"], "reason": row["skipped"]} for row in rows if "skipped" in row)
-    if not answered:
-        reason = f"; the first reason: {skipped[0]['reason']}" if skipped else ""
-        raise DataError(f"no query of {cell.name!r} could be answered ({len(skipped)} skipped{reason})")
-    result: MetricResult = metric([row["prediction"] for row in answered], [queries[row["id"]] for row in answered])
-    units = result.units or tuple(range(len(answered)))
-    members: dict[int, list[str]] = defaultdict(list)
-    for row, unit in zip(answered, units, strict=True):
-        members[unit].append(row["id"])
-    mean = math.fsum(result.items) / len(result.items)
-    return CellScores(
-        SeedResult(
-            cell.seed,
-            float(result.value),
-            len(answered),
-            {k: float(v) for k, v in result.details.items()},
-            {k: (float(v), int(n)) for k, (v, n) in result.categories.items()},
-            skipped,
-        ),
-        {tuple(ids): float(result.items[unit]) for unit, ids in members.items()},
-        float(result.value) / mean if mean else 1.0,
-        tuple(float(result.items[unit]) for unit in units),
-        result.note,
-        result.name,
-    )
-
-
-def summarise(cell: Cell, scores: Sequence[CellScores]) -> Row:
-    """One row from the cells of all its seeds. ``cell`` is any of them."""
-    values = [score.result.value for score in scores]
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return Row(
-        cell.kind,
-        cell.shots,
-        statistics.fmean(values),
-        spread,
-        interval_over_seeds(scores),
-        tuple(score.result for score in scores),
-    )
-
-
-def interval_over_seeds(scores: Sequence[CellScores]) -> tuple[float, float]:
-    """Confidence interval of the mean over seeds, for chance both in the queries and in the choice of demonstrations.
-
-    See :data:`INTERVAL`. A unit's score is averaged over the seeds in which it was answered. The interaction of seeds and queries
-    enters both parts, which makes the interval a little wide rather than too narrow; with two or three seeds their spread is
-    itself known only roughly.
-    """
-    by_unit: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    for score in scores:
-        for unit, item in score.units.items():
-            by_unit[unit].append(item * score.scale)
-    means = [math.fsum(items) / len(items) for items in by_unit.values()]
-    values = [score.result.value for score in scores]
-    centre = statistics.fmean(values)
-    low, high = bootstrap_interval(means, resamples=RESAMPLES)
-    if len(values) > 1:
-        between = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
-        low, high = centre - math.hypot(centre - low, between), centre + math.hypot(high - centre, between)
-    return low, high
-
-
 def _row(data: Mapping[str, Any]) -> Row:
     seeds = tuple(
         SeedResult(
@@ -267,5 +200,13 @@ def _row(data: Mapping[str, Any]) -> Row:
         )
         for seed in data["seeds"]
     )
-    low, high = data["interval"]
-    return Row(data["kind"], data["shots"], data["value"], data["spread"], (low, high), seeds)
+    low_high = _pair(data["interval"])
+    intervals = {name: _pair(found) for name, found in data.get("category_intervals", {}).items()}
+    further = data.get("further", {})
+    chance = data.get("chance")
+    return Row(data["kind"], data["shots"], data["value"], data["spread"], low_high, seeds, chance, further, intervals)
+
+
+def _pair(data: Sequence[float]) -> tuple[float, float]:
+    low, high = data
+    return low, high
