@@ -112,14 +112,14 @@ def draw_test100(
     *,
     seed: int = 0,
     context: int = 32,
-    names: Mapping[str, str] | None = None,
+    named: Mapping[str, tuple[str, str]] | None = None,
     source: PathLike = "",
 ) -> tuple[HeldOutClass, ...]:
     """As :func:`build_test100`, of images that have been found.
 
     Args:
         images: image paths by wnid. Pairs of which a class is missing are left out.
-        names: names by wnid, where they are not those of :func:`held_out_classes`.
+        named: class id and name by wnid, where they are not those of :func:`held_out_classes`.
         source: where the images were found, for messages.
     """
     classes = held_out_classes()
@@ -133,7 +133,7 @@ def draw_test100(
     for class_id, wnid, name in present:
         paths = images[wnid]
         order = [paths[i] for i in generator(seed, "test100", wnid).permutation(len(paths))]
-        name = (names or {}).get(wnid, name)
+        class_id, name = (named or {}).get(wnid, (class_id, name))
         rows.append(HeldOutClass(class_id, name, tuple(order[:context]), tuple(order[context:])))
     return tuple(rows)
 

@@ -11,12 +11,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from kshot.data.concepts import Concept, ConceptTask, Draw, Names, Style, digest, generator, listed
 from kshot.data.readers import PathLike, get, get_texts, read_json_lines
-from kshot.data.sources import ImageRoot, exists
+from kshot.data.sources import ImageRoot, exists, write_text
 from kshot.data.task import tasks
 from kshot.episode import Example
 from kshot.errors import DataError, OptionError
@@ -184,9 +185,7 @@ def read_isekai(file: PathLike) -> tuple[IsekaiQuery, ...]:
 
 def write_isekai(records: Sequence[IsekaiQuery], file: PathLike) -> None:
     """Write an annotation file in the published format."""
-    temporary = Path(f"{Path(file)}.tmp")
-    temporary.write_text("".join(json.dumps(r.record(), ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    temporary.replace(file)
+    write_text(file, "".join(json.dumps(r.record(), ensure_ascii=False) + "\n" for r in records))
 
 
 def isekai_from_folders(
@@ -240,6 +239,36 @@ def isekai_from_folders(
             "no groups found", file=root, remedy="expected <group>/pos-<name>/ and neg-<name>/, or <group>/pos1.jpg ..."
         )
     return tuple(records)
+
+
+def isekai_pairs(root: PathLike, labels: Mapping[str, Sequence[str]] | None = None) -> tuple[IsekaiQuery, ...]:
+    """Make the queries of ISEKAI-pair from folders: every invented concept against every other one, both names invented.
+
+    Each picture of a concept is a query against each other concept, with all other pictures of the two as support. Folders are those
+    of :func:`isekai_from_folders`; of flat ones, the ``infer`` pictures count among the positive ones.
+
+    Raises:
+        DataError: as :func:`isekai_from_folders`; also fewer than two concepts, or two of one name.
+    """
+    pictures: dict[str, tuple[str, ...]] = {}
+    groups: dict[str, str] = {}
+    for record in isekai_from_folders(root, labels, named=False):
+        if record.label != record.positive_name:
+            continue
+        if groups.setdefault(record.positive_name, record.group) != record.group:
+            raise DataError(
+                f"two concepts of one name: {record.positive_name!r}", file=root, remedy="rename one of them"
+            )
+        known = pictures.get(record.positive_name, ())
+        pictures[record.positive_name] = tuple(dict.fromkeys((*known, *record.positive, record.image)))
+    if len(pictures) < 2:
+        raise DataError(f"{len(pictures)} concepts cannot be paired", file=root)
+    return tuple(
+        IsekaiQuery(image, pictures[one], pictures[other], one, other, label, f"{one}/{other}")
+        for one, other in combinations(pictures, 2)
+        for label in (one, other)
+        for image in pictures[label]
+    )
 
 
 def _name(record: Mapping[str, Any], side: str, file: PathLike, line: int) -> str:
