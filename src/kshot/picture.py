@@ -151,6 +151,43 @@ class DrawnPicture(Picture):
         return cached
 
 
+class DerivedPicture(Picture):
+    """An image made of another one (padded, for example) when it is looked at; a subclass says how in :meth:`derive`.
+
+    It shows what its source shows: where the query's image must not be among the demonstrations, the two count as the same. Its digest
+    is another one, for its pixels are.
+
+    Args:
+        source: the picture it is made of.
+    """
+
+    def __init__(self, source: Picture):
+        self.source, self.name = source, source.name
+
+    def derive(self, image: Image.Image) -> Image.Image:
+        """The image made of the source's; the same pixels each time, by a rule that the class alone decides."""
+        raise NotImplementedError
+
+    def load(self) -> Image.Image:
+        return self.derive(self.source.load())
+
+    @property
+    def origin(self) -> Picture:
+        """The picture at the beginning, which is derived from none."""
+        return self.source.origin if isinstance(self.source, DerivedPicture) else self.source
+
+    @property
+    def digest(self) -> str:
+        made = f"{type(self).__qualname__}\0{self.source.digest}"
+        return hashlib.blake2b(made.encode(), digest_size=16).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.source == other.source  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self).__qualname__, self.source))
+
+
 def as_picture(source: PictureLike, name: str | None = None) -> Picture:
     """A :class:`Picture` of a path, encoded bytes, a ``PIL.Image`` or a picture (returned as it is)."""
     if isinstance(source, Picture):

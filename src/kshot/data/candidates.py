@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from kshot.episode import Example
 from kshot.errors import BadImage, OptionError
-from kshot.picture import ArchivePicture, BytesPicture, FilePicture, Picture, open_archive
+from kshot.picture import ArchivePicture, BytesPicture, DerivedPicture, FilePicture, Picture, open_archive
 
 
 class Contents:
@@ -36,7 +36,11 @@ class Contents:
         return self._digests[place]
 
     def same(self, one: Picture, other: Picture) -> bool:
-        """Whether two pictures have the same digest. A picture that cannot be read equals none but itself."""
+        """Whether two pictures have the same digest. A picture that cannot be read equals none but itself.
+
+        Of derived pictures (padded ones) the sources are compared: they show the same.
+        """
+        one, other = (p.origin if isinstance(p, DerivedPicture) else p for p in (one, other))
         places = _place(one), _place(other)
         if one is other or (places[0] is not None and places[0] == places[1]):
             return True

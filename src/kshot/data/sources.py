@@ -15,7 +15,7 @@ from kshot.data.readers import PathLike, fingerprint
 from kshot.data.task import Task
 from kshot.episode import Example
 from kshot.errors import DataError, OptionError
-from kshot.picture import ArchivePicture, FilePicture, Picture, open_archive
+from kshot.picture import ArchivePicture, DerivedPicture, FilePicture, Picture, open_archive
 from kshot.prompt import Template
 
 
@@ -99,6 +99,8 @@ def _members(archive: Path) -> tuple[Path, frozenset[str]]:
 
 def exists(picture: Picture) -> bool:
     """Whether the file of a picture is there (it is not decoded)."""
+    if isinstance(picture, DerivedPicture):
+        return exists(picture.origin)
     if isinstance(picture, FilePicture):
         return picture.path.is_file()
     if isinstance(picture, ArchivePicture):
