@@ -126,7 +126,7 @@ def test_the_metric_is_registered_and_gives_its_maximum_for_the_references(loade
     perfect = metric([task.parse(query.text_answer + "\n\nQuestion:") for query in queries], queries)
     wrong = metric(["something else entirely"] * len(queries), queries)
     assert wrong.value < perfect.value
-    if task.metric == "cider":
+    if task.metric in ("cider", "grounded_caption"):
         assert perfect.value > 1  # CIDEr has no fixed maximum for several references
     elif task.metric == "mme":
         assert perfect.value == pytest.approx(200 * len(perfect.categories))

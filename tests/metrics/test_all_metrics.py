@@ -16,7 +16,7 @@ from kshot.episode import Example
 from kshot.errors import DataError
 from kshot.metrics import MetricResult, bootstrap_interval, metrics
 
-OPTIONAL = {"cider": "pycocoevalcap", "okvqa_accuracy": "nltk"}
+OPTIONAL = {"cider": "pycocoevalcap", "grounded_caption": "pycocoevalcap", "okvqa_accuracy": "nltk"}
 
 
 def _texts(kind: str) -> list[Example]:
@@ -87,7 +87,41 @@ def _gqa() -> list[Example]:
     ]
 
 
+def _boxes() -> list[Example]:
+    texts = ("[0.100,0.200,0.500,0.600]", "[0.000,0.000,1.000,0.500]", "[0.250,0.250,0.750,0.750]")
+    return [Example(question=f"{n}?", answer=text, metadata={"category": "refcoco"}) for n, text in enumerate(texts)]
+
+
+def _pointing() -> list[Example]:
+    candidates = [(0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0), (0.25, 0.25, 0.75, 0.75)]
+    texts = ["[0.000,0.000,0.500,0.500]", "[0.500,0.500,1.000,1.000]", "[0.250,0.250,0.750,0.750]"]
+    return [
+        Example(question=f"{n}?", answer=text, metadata={"candidates": candidates, "right": n})
+        for n, text in enumerate(texts)
+    ]
+
+
+def _grounded() -> list[Example]:
+    texts = [f"{example.text_answer}[0.100,0.200,0.500,0.600]" for example in _captions()]
+    return [Example(answer=text, references=(text,)) for text in texts]
+
+
+def _vcr() -> list[Example]:
+    options = ("a dog", "a cat", "a horse", "the sea")
+    parts = [(0, "answer", "A"), (0, "rationale", "the sea"), (1, "answer", "B")]
+    return [
+        Example(question=f"{n} {part}?", answer=answer, choices=options, metadata={"pair": n, "part": part})
+        for n, part, answer in parts
+    ]
+
+
 CASES = {
+    "clevr": (_texts("type"), 1.0),
+    "vcr": (_vcr(), 1.0),
+    "rec_accuracy": (_boxes(), 1.0),
+    "pointqa_accuracy": (_texts("category"), 1.0),
+    "visual7w_accuracy": (_pointing(), 1.0),
+    "grounded_caption": (_grounded(), 10.0),
     "pope": (_no_objects(), 1.0),
     "gqa": (_gqa(), 1.0),
     "exact_match": (_texts("class"), 1.0),

@@ -93,6 +93,10 @@ tasks: Registry[Callable[..., Task]] = Registry(
         "kshot.data.hub",
         "kshot.data.worlds",
         "kshot.data.scenes",
+        "kshot.data.referring",
+        "kshot.data.point_qa",
+        "kshot.data.visual7w",
+        "kshot.data.entities",
     ),
 )
 

@@ -48,6 +48,7 @@ metrics: Registry[Metric] = Registry(
         "kshot.metrics.choice",
         "kshot.metrics.text",
         "kshot.metrics.link",
+        "kshot.metrics.grounding",
         "kshot.metrics.pope",
         "kshot.metrics.gqa",
     ),
