@@ -49,7 +49,7 @@ def gqa_question(key: int, image: str, **changes: Any) -> dict[str, Any]:
         "annotations": {
             "answer": {},
             "question": {"4": f"{key}2", "6:8": f"{key}1"},
-            "fullAnswer": {"4": f"{key}2", "6": f"{key}1,{key}2"},
+            "fullAnswer": {"4": f"{key}2", "5:7": f"{key}1,{key}2"},
         },
         "types": {"detailed": "existAttrRel", "semantic": "rel", "structural": "verify"},
         "fullAnswer": "No, there is an apple on tables but it is green.",
@@ -92,4 +92,154 @@ def gqa(folder: Path) -> dict[str, Any]:
         write_json(folder / "questions" / f"{split}_all_questions.json", questions)
         if split != "testdev":
             write_json(folder / "sceneGraphs" / f"{split}_sceneGraphs.json", scenes)
+    return {"root": folder}
+
+
+def clevr_scene(index: int, split: str) -> dict[str, Any]:
+    solids = [
+        ("large", "red", "cube", "rubber", [2, 2, 9.1]),
+        ("small", "red", "sphere", "metal", [10, 6, 8.0]),
+        ("small", "blue", "sphere", "metal", [6, 4, 7.5]),
+    ]
+    return {
+        "image_index": index,
+        "image_filename": f"CLEVR_{split}_{index:06d}.png",
+        "split": split,
+        "objects": [
+            {
+                "size": size,
+                "color": color,
+                "shape": shape,
+                "material": material,
+                "pixel_coords": place,
+                "3d_coords": [0.1, 0.2, 0.7],
+                "rotation": 12.5,
+            }
+            for size, color, shape, material, place in solids
+        ],
+        "relationships": {
+            "right": [[1, 2], [], [1]],
+            "left": [[], [0, 2], [0]],
+            "front": [[1, 2], [], [1]],
+            "behind": [[], [0, 2], [0]],
+        },
+        "directions": {"right": [0.6, 0.7, 0.0]},
+    }
+
+
+def clevr_program(*steps: str) -> list[dict[str, Any]]:
+    """Steps in upstream's notation, ``"filter_color:red[0]"``."""
+    program = []
+    for step in steps:
+        name, _, inputs = step.rstrip("]").partition("[")
+        name, _, value = name.partition(":")
+        program.append(
+            {
+                "function": name,
+                "inputs": [int(n) for n in inputs.split(",")] if inputs else [],
+                "value_inputs": [value] if value else [],
+            }
+        )
+    return program
+
+
+CLEVR_QUESTIONS = (
+    ("Are there any red things?", "yes", ("scene", "filter_color:red[0]", "exist[1]")),
+    ("How many spheres are there?", "2", ("scene", "filter_shape:sphere[0]", "count[1]")),
+    (
+        "What is the material of the thing right of the blue ball?",
+        "metal",
+        ("scene", "filter_color:blue[0]", "unique[1]", "relate:right[2]", "unique[3]", "query_material[4]"),
+    ),
+    (
+        "Are there more small things than cubes?",
+        "yes",
+        ("scene", "filter_size:small[0]", "count[1]", "scene", "filter_shape:cube[3]", "count[4]", "greater_than[2,5]"),
+    ),
+    (
+        "Does the cube have the color of the blue ball?",
+        "no",
+        (
+            *("scene", "filter_shape:cube[0]", "unique[1]", "query_color[2]"),
+            *("scene", "filter_color:blue[4]", "unique[5]", "query_color[6]", "equal_color[3,7]"),
+        ),
+    ),
+)
+
+
+@fixture("clevr")
+def clevr(folder: Path) -> dict[str, Any]:
+    root = folder / "CLEVR_v1.0"
+    for split, first in (("train", 0), ("val", 40)):
+        questions = []
+        for image in range(2):
+            name = f"CLEVR_{split}_{image:06d}.png"
+            picture(root / "images" / split / name, first + image)
+            for family, (question, answer, program) in enumerate(CLEVR_QUESTIONS):
+                questions.append(
+                    {
+                        "image_index": image,
+                        "program": clevr_program(*program),
+                        "question_index": len(questions),
+                        "image_filename": name,
+                        "question_family_index": family,
+                        "split": split,
+                        "answer": answer,
+                        "question": question,
+                    }
+                )
+        info = {
+            "split": split,
+            "license": "Creative Commons Attribution (CC BY 4.0)",
+            "version": "1.0",
+            "date": "2/14/2017",
+        }
+        write_json(root / "questions" / f"CLEVR_{split}_questions.json", {"info": info, "questions": questions})
+        scenes = [clevr_scene(image, split) for image in range(2)]
+        write_json(root / "scenes" / f"CLEVR_{split}_scenes.json", {"info": info, "scenes": scenes})
+    return {"root": root}
+
+
+def vcr_item(split: str, number: int, **changes: Any) -> dict[str, Any]:
+    image = f"lsmdc_3015_FILM/3015_FILM_00.23.57.{number // 2}"
+    return {
+        "movie": "3015_FILM",
+        "objects": ["person", "person", "person", "car"],
+        "interesting_scores": [0],
+        "img_fn": f"{image}@0.jpg",
+        "metadata_fn": f"{image}@0.json",
+        "question_orig": "Does 3 feel comfortable?",
+        "question": ["Does", [2], "feel", "comfortable", "?"],
+        "answer_choices": [
+            ["Yes", "because", [0, 1], "sit", "next", "to", "her", "."],
+            ["No", "she", "isn", "'", "t", "."],
+            ["Yes", ",", [2], "is", "near", [3], "."],
+            ["Yes", ",", "she", "is", "cold", "."],
+        ],
+        "answer_label": number % 4,
+        "rationale_choices": [
+            ["There", "is", "snow", "on", "the", "ground", "."],
+            [[2], "stands", "with", "her", "arms", "crossed", "."],
+            ["She", "sits", "very", "rigidly", "."],
+            [[2], "is", "lying", "in", "bed", "."],
+        ],
+        "rationale_label": (number + 1) % 4,
+        "img_id": f"{split}-{number // 2}",
+        "question_number": number % 2,
+        "annot_id": f"{split}-{number}",
+        "match_fold": f"{split}-0",
+        "match_index": number,
+    } | changes
+
+
+@fixture("vcr")
+def vcr(folder: Path) -> dict[str, Any]:
+    for split, first in (("train", 0), ("val", 8)):
+        items = [vcr_item(split, number) for number in range(first, first + 6)]
+        write_lines(folder / "vcr1annots" / f"{split}.jsonl", items)
+        for number, item in enumerate(items):
+            picture(folder / "vcr1images" / item["img_fn"], 70 + (first + number) // 2)
+            boxes = [[0, 0, 6, 8, 0.99], [6.0, 0.0, 12.0, 8.0, 0.98], [3, 2, 6, 5, 0.9], [0, 4, 12, 8, 0.7]]
+            about = {"boxes": boxes, "segms": [[]] * 4, "names": item["objects"], "width": 12, "height": 8}
+            write_json(folder / "vcr1images" / item["metadata_fn"], about)
     return {"root": folder}

@@ -13,13 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from kshot.data.gqa_forms import answer_text, check_fields, needs_scenes, question_text, split_version
+from kshot.data.boxes import SquarePicture
+from kshot.data.gqa_forms import answer_text, check_fields, needs_scenes, question_text, split_version, writes_boxes
 from kshot.data.readers import PathLike, get, read_json, read_json_lines
 from kshot.data.sources import ImageRoot, LazyExamples, write_text
 from kshot.data.splits import CHAT, CHAT_STOP, SplitTask, Style, one_of, parse_stated, read_records, unique_ids
 from kshot.data.task import tasks
 from kshot.episode import Example
 from kshot.errors import DataError, KshotError, OptionError
+from kshot.picture import Picture
 from kshot.prompt import Template
 
 PLAIN = Template(
@@ -43,7 +45,8 @@ class GQA(SplitTask):
         version: with ``"upstream"``, what is asked and answered: ``q`` (the question), ``qb`` (with the boxes of its objects) or
             ``qbp`` (with boxes for every second one), a hyphen, and ``a`` (answer), ``s`` (the program, then the answer), ``l``
             (the long answer first), ``c`` (the ``cot`` of the JSON Lines), or ``bs``, ``bl``, ``bc`` (these with boxes). All but
-            q-a, q-s, q-l and q-c need scene graphs.
+            q-a, q-s, q-l, q-c and q-bc need scene graphs. Where boxes are written, pictures are padded to squares, to which they
+            refer.
         questions, images, support_questions, support_images, check_images: see :class:`~kshot.data.splits.SplitTask`.
         scene_graphs, support_scene_graphs: scene graphs, where they are not under ``root``: the official object by image id, or
             JSON Lines with ``scene_index`` (or ``imageId`` in each line).
@@ -148,7 +151,7 @@ class GQA(SplitTask):
 
         def make(place: int) -> Example:
             record, key = records[place][1], ids[place]
-            picture = images.picture(f"{record['imageId']}.jpg")
+            picture: Picture = images.picture(f"{record['imageId']}.jpg")
             answer = shown = record.get("answer")
             question = record["question"]
             if self._upstream and answer is not None:
@@ -156,6 +159,8 @@ class GQA(SplitTask):
                 question = question_text(record, scene, self._version[0], key, self._seed)
                 shown = answer_text(record, scene, self._version[1], picture)
             metadata = _metadata(record, choices.get(key))
+            if self._upstream and writes_boxes(self._version):
+                picture = SquarePicture(picture)
             return Example((picture,), question, shown, () if answer is None else (answer,), id=key, metadata=metadata)
 
         return ids, LazyExamples(make, range(len(records)))

@@ -1,21 +1,20 @@
-"""The forms in which Shikra and Link-Context Learning ask and answer GQA: with reasons, and with boxes behind the words they are
-of.
+"""The forms in which Shikra and Link-Context Learning ask and answer GQA: with reasons, and with boxes behind the words they are of.
 
-Two slips of upstream are not repeated: in its long answers with boxes the words were joined without spaces, and no space stood
-before "The answer is".
+Three slips of upstream's long answers with boxes are not repeated: words were joined without spaces, no space stood before "The
+answer is", and behind "Yes," or "No," boxes came one word late.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from kshot.data.boxes import picture_size, text_of, written
 from kshot.data.concepts import generator
 from kshot.data.readers import get
 from kshot.data.splits import STATEMENT, one_of
-from kshot.data.square import places_text
 from kshot.errors import DataError
 from kshot.picture import Picture
 
@@ -44,6 +43,11 @@ def split_version(version: str) -> Version:
 def needs_scenes(version: Version) -> bool:
     """Whether a version writes boxes of objects, which stand in the scene graphs."""
     return version[0] != "q" or version[1] in ("bs", "bl")
+
+
+def writes_boxes(version: Version) -> bool:
+    """Whether a version writes boxes at all."""
+    return needs_scenes(version) or version[1] == "bc"
 
 
 def check_fields(record: Mapping[str, Any], scene: Any, version: Version, file: Path, number: int) -> None:
@@ -78,7 +82,11 @@ def check_fields(record: Mapping[str, Any], scene: Any, version: Version, file: 
     if question != "q" or answer == "bl":
         spans = get(record, "annotations", dict, file, number)
         for part in ("question", "fullAnswer"):
-            wanted += [key for keys in spans.get(part, {}).values() for key in keys.split(",")]
+            held = get(spans, part, dict, file, number) if part in spans else {}
+            wanted += [key for keys in held.values() for key in keys.split(",")]
+            words = len(str(record.get(part, "")).split())
+            if wrong := next((span for span in held if not _last_word(span) < words), None):
+                raise DataError(f"{part!r} has no words {wrong}", file=file, line=number, field="annotations")
     if answer == "bs":
         wanted += [key for keys in _REFERENCE.findall(record["semanticStr"]) if keys != "-" for key in keys.split(",")]
     objects = scene.get("objects") or {}
@@ -118,9 +126,10 @@ def answer_text(record: Mapping[str, Any], scene: Any, form: str, picture: Pictu
         )
         return f"{program}. {stated}"
     if form in ("l", "bl"):
-        full = _YES_NO.sub("", record["fullAnswer"]).strip()
-        if form == "bl":
+        full = str(record["fullAnswer"])
+        if form == "bl":  # before "No," goes: the places of the words count it
             full = _with_boxes(full, record["annotations"].get("fullAnswer", {}), scene)
+        full = _YES_NO.sub("", full).strip()
         return f"{full} {stated}"
     if form in ("c", "bc"):
         reason = record["cot"]
@@ -128,8 +137,8 @@ def answer_text(record: Mapping[str, Any], scene: Any, form: str, picture: Pictu
         pieces = text.split("<ph_ed>")
         if form == "c":
             return "".join(pieces)
-        size = picture.load().size
-        marks = [places_text([reason["boxes"][n] for n in numbers], size) for numbers in reason["seq"]]
+        size = picture_size(picture)
+        marks = [text_of(*(written(tuple(reason["boxes"][n]), size) for n in numbers)) for numbers in reason["seq"]]
         return "".join(piece + mark for piece, mark in zip(pieces, [*marks, ""], strict=True))
     return stated
 
@@ -138,13 +147,16 @@ def _with_boxes(text: str, spans: Mapping[str, str], scene: Any) -> str:
     """The words of a text, behind the last word of each span the boxes of its objects; spans are ``"4"`` or ``"4:6"``."""
     words = text.split()
     for span, keys in spans.items():
-        ends = [int(part) for part in span.split(":")]
-        last = ends[0] if len(ends) == 1 else ends[1] - 1
-        words[last] += _objects_text(keys, scene)
+        words[_last_word(span)] += _objects_text(keys, scene)
     return " ".join(words)
+
+
+def _last_word(span: str) -> int:
+    ends = [int(part) for part in span.split(":")]
+    return ends[0] if len(ends) == 1 else ends[1] - 1
 
 
 def _objects_text(keys: str, scene: Any) -> str:
     objects = [scene["objects"][key] for key in keys.split(",")]
-    boxes: Sequence[Sequence[float]] = [(o["x"], o["y"], o["x"] + o["w"], o["y"] + o["h"]) for o in objects]
-    return places_text(boxes, (scene["width"], scene["height"]))
+    boxes = [(o["x"], o["y"], o["x"] + o["w"], o["y"] + o["h"]) for o in objects]
+    return text_of(*(written(box, (scene["width"], scene["height"])) for box in boxes))

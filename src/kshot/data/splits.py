@@ -260,3 +260,9 @@ def one_of(option: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
         raise OptionError(f"{option}={value!r}: must be one of {', '.join(known)}")
     return value
+
+
+def after_turns(turns: Sequence[tuple[str, str]], question: str) -> str:
+    """A question with the turns before it, as text: ``first question``, ``ASSISTANT: answer``, ``USER: question``, a line each."""
+    lines = [part for asked, answered in turns for part in (f"USER: {asked}", f"ASSISTANT: {answered}")]
+    return "\n".join([*lines, f"USER: {question}"]).removeprefix("USER: ")

@@ -85,6 +85,8 @@ tasks: Registry[Callable[..., Task]] = Registry(
         "kshot.data.choice",
         "kshot.data.pope",
         "kshot.data.gqa",
+        "kshot.data.clevr",
+        "kshot.data.vcr",
         "kshot.data.omniglot",
         "kshot.data.imagenet",
         "kshot.data.isekai",

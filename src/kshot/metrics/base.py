@@ -51,6 +51,8 @@ metrics: Registry[Metric] = Registry(
         "kshot.metrics.grounding",
         "kshot.metrics.pope",
         "kshot.metrics.gqa",
+        "kshot.metrics.clevr",
+        "kshot.metrics.vcr",
     ),
 )
 
