@@ -31,6 +31,8 @@ class TokenBatch:
         answers: (3,) graded answers of each kind.
         task_at: (m, 2) row and position of each cue by which the hidden attribute can be known.
         task_of: (m,) index of that attribute.
+        group_at: (g, 2) row and position of the last token of each answer.
+        group_of, group_pictures: (p,) pairs of such an answer (index into ``group_at``) and a picture shown so far under its label.
     """
 
     ids: Tensor
@@ -44,6 +46,9 @@ class TokenBatch:
     answers: Tensor
     task_at: Tensor
     task_of: Tensor
+    group_at: Tensor
+    group_of: Tensor
+    group_pictures: Tensor
 
 
 class Encoder:
@@ -87,6 +92,8 @@ class Encoder:
         summary_at: list[tuple[int, int]] = []
         summary_of: list[int] = []
         task_at: list[tuple[int, int]] = []
+        group_at: list[tuple[int, int]] = []
+        groups: list[tuple[int, int]] = []
         count = 0
         for number, (row_ids, row_targets, images, summaries, cues) in enumerate(rows):
             ids[number, : len(row_ids)] = torch.tensor(row_ids)
@@ -95,6 +102,11 @@ class Encoder:
             summary_at += [(number, position) for position, _ in summaries]
             summary_of += [count + picture for _, picture in summaries]
             task_at += [(number, cue) for cue in cues]
+            ends = {picture: position for position, picture in summaries}  # the last one of each picture's
+            labels = episodes[number].labels
+            for picture, position in ends.items():
+                groups += [(len(group_at), count + i) for i in range(picture + 1) if labels[i] == labels[picture]]
+                group_at.append((number, position))
             count += len(images)
         sources = torch.tensor([e.source for e in episodes for _ in e.labels])
         pictures = torch.cat([torch.from_numpy(e.pictures) for e in episodes])
@@ -103,9 +115,11 @@ class Encoder:
         answers = torch.tensor([sum(int(e.graded.sum()) for e in episodes if e.kind == kind) for kind in range(3)])
         task_where = torch.tensor(task_at, dtype=torch.long).reshape(-1, 2)
         task_of = torch.tensor([e.task for e in episodes])[task_where[:, 0]]
+        group_of, group_pictures = torch.tensor(groups).T
         return TokenBatch(
-            ids, targets, at[0], sources, pictures, at[1], at[2], kinds, answers, task_where, task_of
-        )
+            ids, targets, at[0], sources, pictures, at[1], at[2], kinds, answers,
+            task_where, task_of, torch.tensor(group_at), group_of, group_pictures,
+        )  # fmt: skip
 
     def _row(
         self, episode: TinyEpisode, wording: Wording, bos: bool, query_only: bool

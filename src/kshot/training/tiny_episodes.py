@@ -131,6 +131,7 @@ def renamed_episode(
     names: Namer | None,
     task: int | None = None,
     balanced: bool = False,
+    constant: NDArray[np.int64] | None = None,
 ) -> TinyEpisode:
     """An n-way episode over values of one attribute of scenes, all else at random.
 
@@ -139,6 +140,8 @@ def renamed_episode(
         by_value: per attribute and value, indices of the scenes that have it.
         names: makes the labels; ``None``: the attribute's own words, each for another value than its own.
         task: index of the attribute; ``None``: any.
+        constant: attributes of all scenes of the bank; if given, some attributes are the same in all pictures, which leaves fewer that
+            the labels could be about (easier to learn from).
     """
     task = int(rng.integers(len(SCENE_TASKS))) if task is None else task
     words = list(SCENE_TASKS.values())[task]
@@ -146,9 +149,26 @@ def renamed_episode(
     ways = min(ways, len(present))
     values = rng.choice(present, ways, replace=False)
     order = _order(rng, ways, pictures, balanced)
-    picked = np.array([rng.choice(by_value[task][values[way]]) for way in order], np.int64)
+    offered = [by_value[task][value] for value in values]
+    if constant is not None:
+        offered = _alike(rng, offered, constant, task)
+    picked = np.array([rng.choice(offered[way]) for way in order], np.int64)
     labels = [words[v] for v in np.roll(values, 1)] if names is None else names(rng, ways)
     return TinyEpisode(source, picked, [labels[way] for way in order], _shown_before(order), 2, task)
+
+
+def _alike(
+    rng: np.random.Generator, offered: list[NDArray[np.int64]], attributes: NDArray[np.int64], task: int
+) -> list[NDArray[np.int64]]:
+    """Of the scenes offered for each class, those that agree in attributes drawn at random, as long as enough are left."""
+    model = attributes[rng.choice(offered[0])]
+    wanted = int(rng.integers(1, attributes.shape[1]))
+    for other in rng.permutation([a for a in range(attributes.shape[1]) if a != task])[:wanted]:
+        fewer = [scenes[attributes[scenes, other] == model[other]] for scenes in offered]
+        if min(map(len, fewer)) < 12:
+            break
+        offered = fewer
+    return offered
 
 
 def scenes_by_value(attributes: NDArray[np.int64]) -> list[list[NDArray[np.int64]]]:

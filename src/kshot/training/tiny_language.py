@@ -80,6 +80,7 @@ class TinyLanguage(nn.Module):
         torch.manual_seed(seed)
         self.probe = nn.Linear(width, width)
         self.hint = nn.Linear(width, len(SCENE_TASKS))
+        self.prototype = nn.Linear(width, width)
         self.image_direction = nn.Parameter(torch.randn(width))
 
     def start(self, label_ids: list[int]) -> None:
@@ -92,16 +93,17 @@ class TinyLanguage(nn.Module):
         vectors.normal_(0, 1)
         vectors[label_ids] = (vectors[label_ids] + torch.randn(vectors.shape[1])) / 2**0.5
 
-    def states(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states (rows, length, width) of embeddings: final, after the first layer, and before the last two."""
+    def states(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Hidden states (rows, length, width) of embeddings: final, after the first layer, before the last two, before the last."""
         positions = torch.arange(embeddings.shape[1])[None]
         rotary = self.decoder.rotary_emb(embeddings, positions)
-        hidden = first = late = embeddings
+        hidden = first = late = last = embeddings
         for number, layer in enumerate(self.decoder.layers):
             hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
             first = hidden if number == 0 else first
             late = hidden if number == len(self.decoder.layers) - 3 else late
-        return self.decoder.norm(hidden), first, late
+            last = hidden if number == len(self.decoder.layers) - 2 else last
+        return self.decoder.norm(hidden), first, late, last
 
     def embed(self, batch: TokenBatch, features: Tensor) -> Tensor:
         """Input embeddings: word vectors, and at the placeholders the pictures' features."""
@@ -121,7 +123,8 @@ class Mixture:
         balanced: whether characters, scenes and renamed scenes weigh the same in the loss, per answer and not per token. (Names of
             characters have several tokens, so that most of a loss per token is about spelling.)
         one_kind: whether the names in a batch are mostly of one kind (less padding).
-        hint: weight of the hint loss.
+        hint, prototype: weights of the hint loss and of the prototype loss.
+        constant: share of renamed scenes in which some attributes, drawn at random, are the same in all pictures.
         lengths: numbers of pictures in an episode and their weights.
     """
 
@@ -134,6 +137,8 @@ class Mixture:
     one_kind: bool = False
     balanced: bool = False
     hint: float = 0.0
+    prototype: float = 0.0
+    constant: float = 0.0
     lengths: tuple[tuple[int, float], ...] = ((9, 0.6), (4, 0.05), (6, 0.07), (17, 0.08), (21, 0.13), (33, 0.07))
 
 
@@ -185,12 +190,14 @@ def train_language(
         rng = np.random.default_rng([seed, 30, step])
         namer = single if step < single_steps else training_names
         batch = training_batch(rng, features, encoder, mixture, namer, short=step < short_steps)
-        answers, summary, hint = losses(language, run, batch, features, balanced=mixture.balanced)
-        (answers + summary + mixture.hint * hint).backward()
+        answers, summary, hint, prototype = losses(language, run, batch, features, balanced=mixture.balanced)
+        (answers + summary + mixture.hint * hint + mixture.prototype * prototype).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        bar.set_postfix(loss=f"{answers.item():.3f}", summary=f"{summary.item():.3f}", hint=f"{hint.item():.3f}", refresh=False)
+        bar.set_postfix(
+            loss=f"{answers.item():.3f}", summary=f"{summary.item():.3f}", hint=f"{hint.item():.3f}", refresh=False
+        )
         if (step + 1) % save_every == 0 or step + 1 == last:
             save_checkpoint(checkpoint, {"language": language}, optimizer, step + 1)
     model.eval()
@@ -199,10 +206,10 @@ def train_language(
 
 def losses(
     language: TinyLanguage, run: object, batch: TokenBatch, features: Features, *, balanced: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy of the graded answer tokens (see :class:`Mixture` for ``balanced``), the summary loss, and the hint loss."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss of the answers (see :class:`Mixture` for ``balanced``), and the summary, hint and prototype losses."""
     pictures = features.look_up(batch)
-    final, first, late = run(language.embed(batch, pictures))  # type: ignore[operator]
+    final, first, late, last = run(language.embed(batch, pictures))  # type: ignore[operator]
     graded = batch.targets != IGNORED
     answers = F.cross_entropy(language.head(final[graded]), batch.targets[graded], reduction="none")
     if balanced:
@@ -213,9 +220,14 @@ def losses(
         loss = answers.mean()
     known = language.probe(first[tuple(batch.summary_at.T)])
     summary = F.mse_loss(known, pictures.mean(1)[batch.summary_of])
+    means = pictures.mean(1)
+    shape = len(batch.group_at), means.shape[1]
+    counts = torch.bincount(batch.group_of, minlength=shape[0]).unsqueeze(1)
+    prototypes = means.new_zeros(shape).index_add(0, batch.group_of, means[batch.group_pictures]) / counts
+    prototype = F.mse_loss(language.prototype(late[tuple(batch.group_at.T)]), prototypes)
     if not len(batch.task_of):
-        return loss, summary, loss.new_zeros(())
-    return loss, summary, F.cross_entropy(language.hint(late[tuple(batch.task_at.T)]), batch.task_of)
+        return loss, summary, loss.new_zeros(()), prototype
+    return loss, summary, F.cross_entropy(language.hint(last[tuple(batch.task_at.T)]), batch.task_of), prototype
 
 
 def training_batch(
@@ -288,7 +300,10 @@ def _episode(
     if fate < mixture.scenes + mixture.renamed:
         ways = int(rng.choice([2, 2, 2, 3, 4]))
         words = None if rng.random() < 0.35 else names
-        return renamed_episode(rng, scenes, features.by_value, pictures=pictures, ways=ways, names=words)
+        known = features.attributes if rng.random() < mixture.constant else None
+        return renamed_episode(
+            rng, scenes, features.by_value, pictures=pictures, ways=ways, names=words, constant=known
+        )
     most = [w for w in (2, 2, 2, 3, 4, 5, 5, 8, 10, 15, 20, 20) if w < max(3, pictures)]
     if pictures > 9:
         most = [w for w in most if w in (2, 4) or w >= 5]

@@ -100,6 +100,20 @@ def deepen(model: LlavaForConditionalGeneration, *, at: int, count: int) -> None
     decoder.config.num_hidden_layers = len(layers)
 
 
+def narrow(model: LlavaForConditionalGeneration, width: int) -> None:
+    """Cut the language model's feed-forward layers to ``width`` units, in place: those with the smallest weights go."""
+    for layer in model.model.language_model.layers:
+        mlp = layer.mlp
+        size = mlp.gate_proj.weight.norm(dim=1) * mlp.up_proj.weight.norm(dim=1) * mlp.down_proj.weight.norm(dim=0)
+        kept = size.topk(width).indices.sort().values
+        for linear, dim in ((mlp.gate_proj, 0), (mlp.up_proj, 0), (mlp.down_proj, 1)):
+            linear.weight = nn.Parameter(linear.weight.detach().index_select(dim, kept).contiguous())
+        mlp.gate_proj.out_features = mlp.up_proj.out_features = mlp.down_proj.in_features = mlp.intermediate_size = (
+            width
+        )
+    model.model.language_model.config.intermediate_size = width
+
+
 class ImageEncoder(nn.Module):
     """Vision tower and projector of a LLaVA as one module: pixels (n, 3, EDGE, EDGE) -> features (n, tokens, width).
 
