@@ -103,8 +103,6 @@ def test_draws_are_uniform_in_a_bin_and_each_class_draws_by_itself() -> None:
     turned = binned_neighbours(similarity[::-1, ::-1], bins=2, seed=3, keys=keys[::-1])
     mirrored = [9 - neighbour for neighbour in turned[-1]]
     assert mirrored == binned_neighbours(similarity, bins=2, seed=3, keys=keys)[0]
-        similarity, bins=2, seed=3, keys=keys
-    )[0]
 
 
 def test_namesakes_are_no_neighbours() -> None:
