@@ -7,9 +7,8 @@ every pass, and a pass ends only when all of its items were used, however many e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 from kshot.data.concepts import generator
 from kshot.errors import OptionError
 from kshot.training.items import Source, TrainingItem
+
+Key = TypeVar("Key")
 
 
 class Mixture(Source):
@@ -56,17 +57,25 @@ class Mixture(Source):
         total = items or math.ceil(max(sizes[name] / shares[name] for name in parts) - 1e-9)
         self._counts = _apportion(total, list(shares.values()))
         self._names = list(parts)
-        self._order = lru_cache(maxsize=4)(self._make_order)
-        self._pass = lru_cache(maxsize=4 * len(parts))(self._make_pass)
+        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._passes: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
         return sum(self._counts)
 
     def item(self, epoch: int, index: int) -> TrainingItem:
-        which, place = self._order(epoch)[index]
-        part = self.parts[self._names[which]]
-        passed, at = divmod(epoch * self._counts[which] + int(place), len(part))
-        return part.item(passed, int(self._pass(which, passed)[at]))
+        name, passed, number = self.place(epoch, index)
+        return self.parts[name].item(passed, number)
+
+    def place(self, epoch: int, index: int) -> tuple[str, int, int]:
+        """Where an item comes from: the source's name, how often that source was gone through before, and the number of its item."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        which, place = (int(number) for number in _kept(self._orders, epoch, self._order, 4)[index])
+        name = self._names[which]
+        passed, at = divmod(epoch * self._counts[which] + place, len(self.parts[name]))
+        order = _kept(self._passes, (which, passed), self._pass, 2 * len(self.parts) + 2)
+        return name, passed, int(order[at])
 
     def longest(self) -> list[TrainingItem]:
         return [item for part in self.parts.values() for item in part.longest()]
@@ -78,7 +87,7 @@ class Mixture(Source):
             "parts": {name: {"share": self.shares[name], **part.describe()} for name, part in self.parts.items()},
         }
 
-    def _make_order(self, epoch: int) -> NDArray[np.int64]:
+    def _order(self, epoch: int) -> NDArray[np.int64]:
         """For each item of an epoch, which source it is from and which of that source's items of this epoch it is."""
         which = np.repeat(np.arange(len(self._counts)), self._counts)
         which = generator(self.seed, "mixture", epoch).permutation(which)
@@ -87,10 +96,22 @@ class Mixture(Source):
             place[which == number] = np.arange(count)
         return np.stack([which, place], axis=1)
 
-    def _make_pass(self, which: int, passed: int) -> NDArray[np.int64]:
-        """The order in which a source's items are used in one pass."""
+    def _pass(self, key: tuple[int, int]) -> NDArray[np.int64]:
+        """The order in which a source's items are used in one pass; the key is the source's number and that of the pass."""
+        which, passed = key
         name = self._names[which]
         return generator(self.seed, "pass", name, passed).permutation(len(self.parts[name]))
+
+
+def _kept(held: dict[Key, NDArray[np.int64]], key: Key, make: Callable[[Key], NDArray[np.int64]], most: int) -> Any:
+    """What ``make`` gives for a key, made once for the last few keys. (A cached method could not be sent to another process.)"""
+    found = held.pop(key, None)
+    if found is None:
+        while len(held) >= most:
+            held.pop(next(iter(held)), None)
+        found = make(key)
+    held[key] = found  # the last one used stands last
+    return found
 
 
 def _check_shares(shares: Mapping[str, float], parts: Mapping[str, Source]) -> None:
@@ -99,10 +120,10 @@ def _check_shares(shares: Mapping[str, float], parts: Mapping[str, Source]) -> N
         told = [f"{', '.join(lacking)} without a share"] if lacking else []
         told += [f"a share for {', '.join(unknown)}, which is no source"] if unknown else []
         raise OptionError(f"shares do not match the sources: {'; '.join(told)}; give each source its share, or none")
-    wrong = [name for name, share in shares.items() if not share > 0]
+    wrong = [name for name, share in shares.items() if not (isinstance(share, int | float) and share > 0)]
     if wrong:
         raise OptionError(
-            f"data.{wrong[0]}.share={shares[wrong[0]]}: must be greater than 0; leave the source out instead"
+            f"data.{wrong[0]}.share={shares[wrong[0]]!r}: must be a number greater than 0; leave the source out instead"
         )
     total = sum(shares.values())
     if abs(total - 1) > 1e-6:
