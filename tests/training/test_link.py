@@ -121,7 +121,8 @@ def test_an_episode_is_the_same_in_another_process():
     code = (
         "from kshot.training.link import LinkEpisodes; from tests.training.link_toys import classes\n"
         "s = LinkEpisodes(classes(), shots_per_side=3, ways=3, sampler='uniform', loss='shown')\n"
-        "print([(e.id, e.answer, e.images[0].digest) for i in range(8) for e in (*s.item(2, i).episode.demonstrations, s.item(2, i).episode.query)])"
+        "episodes = [s.item(2, i).episode for i in range(8)]\n"
+        "print([(e.id, e.answer, e.images[0].digest) for x in episodes for e in (*x.demonstrations, x.query)])"
     )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     s = LinkEpisodes(CLASSES, shots_per_side=3, ways=3, sampler="uniform", loss="shown")
@@ -222,10 +223,9 @@ def test_copies_of_the_query_are_left_out():
     for index in range(len(source)):
         episode = source.item(0, index).episode
         assert episode.query.images[0].digest not in digests(episode.demonstrations)
+    too_many = LinkEpisodes(pair, shots_per_side=2, negatives="random", episodes_per_class=40)
     with pytest.raises(DataError, match="a a thing: only 1 different pictures"):
-        too_many = LinkEpisodes(pair, shots_per_side=2, negatives="random", episodes_per_class=40)
-        for index in range(len(too_many)):
-            too_many.item(0, index)
+        [too_many.item(0, index) for index in range(len(too_many))]
 
 
 def test_a_stored_picture_that_is_also_a_sample_is_shown_once():
