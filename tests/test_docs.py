@@ -51,7 +51,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_shown_exists(page):
     for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        for command in re.findall(r"(?:^|/)kshot (\w+)", block, re.MULTILINE):
+        for command in re.findall(r"(?:^|/)kshot (\w[\w-]*)", block, re.MULTILINE):
             assert command in COMMANDS, command
 
 

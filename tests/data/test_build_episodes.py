@@ -174,12 +174,7 @@ def test_similar_neighbours(imagenet: Path, clip: Path, tmp_path: Path, monkeypa
     # Other images: neither will do.
     fresh = {"cache": str(tmp_path / "new"), "images_per_class": 2}
     with pytest.raises(pytest.fail.Exception, match="computed again"):
-        build_episodes(
-            "imagenet",
-            out=str(tmp_path / "out"),
-            bins=2,
-            **(options | {"cache": str(tmp_path / "new"), "images_per_class": 2}),
-        )
+        build_episodes("imagenet", out=str(tmp_path / "out"), bins=2, **(options | fresh))
 
 
 def test_damaged_images_are_listed_and_not_drawn(clip: Path, tmp_path: Path) -> None:
