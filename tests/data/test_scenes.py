@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kshot.data.drawing import SCENE_TASKS, Scene, is_held_out
 from kshot.data.drawing.scenes import BACKGROUNDS
-from kshot.data.scenes import WORDS, Scenes, draw_scene
+from kshot.data.scenes import ASKING, QUESTION, WORDS, Scenes, draw_scene
 from kshot.data.worlds import SPLITS
 from kshot.episode import Example
 from kshot.errors import DataError, OptionError
@@ -173,3 +173,11 @@ def test_only_queries_of_the_task_have_a_pool() -> None:
     task = Scenes(episodes=3)
     with pytest.raises(DataError, match="no query of the task 'scenes'"):
         task.pool(Scenes(episodes=9).queries[8])
+
+
+def test_questions_can_say_what_is_meant():
+    task = load_task("scenes", ask="named", episodes=16)
+    assert [q.question for q in task.queries] == [ASKING[q.metadata["category"]] for q in task.queries]
+    assert [s.question for s in task.support[:8]] == list(ASKING.values())
+    assert len(set(ASKING.values())) == 8
+    assert load_task("scenes", episodes=2).queries[0].question == QUESTION

@@ -29,6 +29,18 @@ Labels = Literal["words", "invented", "permuted"]
 
 QUESTION = "What is it?"
 
+ASKING = {
+    "colour": "What colour is the filled shape?",
+    "shape": "What shape is filled?",
+    "size": "Is the filled shape small or big?",
+    "position": "In which corner is the filled shape?",
+    "count": "How many shapes are there?",
+    "background": "What colour is the background?",
+    "outline_colour": "What colour are the outlines?",
+    "outline_shape": "What shape are the outlines?",
+}
+"""Questions that say what is meant, by attribute."""
+
 WORDS: tuple[str, ...] = tuple(sorted({word for words in SCENE_TASKS.values() for word in words}))
 """All words of all tasks."""
 
@@ -46,6 +58,8 @@ class Scenes(Task):
         tasks: names of attributes, see ``drawing.SCENE_TASKS``; default: all eight.
         episodes: number of queries.
         seed: of everything random.
+        ask: ``hidden``: "What is it?", whatever is meant; ``named``: questions that say it, for models that answer without
+            demonstrations.
         labels: ``words``; ``invented``: an invented name for each value; ``permuted``: each value bears another value's word.
         ways: values in an episode of renamed labels.
         held_out: where the filled shape is one of the colour-shape pairs that the embedded model never saw: in the ``query``,
@@ -61,6 +75,7 @@ class Scenes(Task):
         tasks: Sequence[str] | str | None = None,
         episodes: int = 800,
         seed: int = 0,
+        ask: Literal["hidden", "named"] = "hidden",
         labels: Labels = "words",
         ways: int = 2,
         held_out: HeldOut = "query",
@@ -71,13 +86,14 @@ class Scenes(Task):
         for task in self.tasks:
             one_of("tasks", task, tuple(SCENE_TASKS))
         one_of("labels", labels, ("words", "invented", "permuted"))
+        one_of("ask", ask, ("hidden", "named"))
         one_of("held_out", held_out, ("query", "all", "none"))
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise OptionError(f"tasks={self.tasks}: name at least one attribute, and each once")
         for option, value, least in (("episodes", episodes, 1), ("ways", ways, 2), ("pool_size", pool_size, 1)):
             if value < least:
                 raise OptionError(f"{option}={value}: must be {least} or more")
-        self.episodes, self.seed, self.kind, self.ways = episodes, seed, labels, ways
+        self.episodes, self.seed, self.ask, self.kind, self.ways = episodes, seed, ask, labels, ways
         self.held_out, self.pool_size = held_out, pool_size
         self.template = as_template(template, PLAIN)
         self.stop, self.max_new_tokens = ("\n", "."), 16
@@ -124,7 +140,7 @@ class Scenes(Task):
             fixed = {task: values[number % len(values)]} if values else {}
             rng = generator(self.seed, "support", index, number)
             scene = draw_scene(rng, held_out=self.held_out == "all", fixed=fixed)
-            return _example(scene, task, names, f"{_id(index)}#{number}", {"class": getattr(scene, task)})
+            return self._example(scene, task, names, f"{_id(index)}#{number}", {"class": getattr(scene, task)})
 
         return LazySequence(self.pool_size, demonstration)
 
@@ -138,7 +154,7 @@ class Scenes(Task):
             "task": self.name,
             "tasks": list(self.tasks),
             "labels": self.kind,
-            **{o: getattr(self, o) for o in ("episodes", "seed", "ways", "held_out", "pool_size")},
+            **{o: getattr(self, o) for o in ("episodes", "seed", "ask", "ways", "held_out", "pool_size")},
         }
 
     def _task(self, index: int) -> str:
@@ -151,7 +167,7 @@ class Scenes(Task):
         shown = [value for value in names if value in _possible(task, held_out)]
         fixed = {task: shown[rng.integers(len(shown))]} if names else {}
         scene = draw_scene(rng, held_out=held_out, fixed=fixed)
-        return _example(scene, task, names, _id(index), {"category": task, "episode": index})
+        return self._example(scene, task, names, _id(index), {"category": task, "episode": index})
 
     def _names(self, index: int) -> dict[str, str]:
         """Value -> what it is called in this episode, in the order in which the names are offered; empty for words."""
@@ -177,7 +193,20 @@ class Scenes(Task):
         task = self.tasks[number % len(self.tasks)]
         rng = generator(self.seed, "shared", number)
         scene = draw_scene(rng, held_out=self.held_out == "all", seeds=SPLITS["validation"])
-        return _example(scene, task, {}, f"support-{number:05d}", {"class": getattr(scene, task), "category": task})
+        metadata = {"class": getattr(scene, task), "category": task}
+        return self._example(scene, task, {}, f"support-{number:05d}", metadata)
+
+    def _example(self, scene: Scene, task: str, names: Mapping[str, str], id: str, metadata: dict[str, Any]) -> Example:
+        value = getattr(scene, task)
+        described = f"scene {' '.join(scene.words().values())} {scene.seed}"
+        return Example(
+            images=(DrawnPicture(lambda: scene.draw(PIXELS), described),),
+            question=QUESTION if self.ask == "hidden" else ASKING[task],
+            answer=names.get(value, value),
+            choices=tuple(names.values()),
+            id=id,
+            metadata=metadata,
+        )
 
 
 def draw_scene(
@@ -217,15 +246,3 @@ def _possible(task: str, held_out: bool) -> tuple[str, ...]:
         return SCENE_TASKS[task]
     shown = {pair[task == "shape"] for pair in _pairs(held_out)}
     return tuple(value for value in SCENE_TASKS[task] if value in shown)
-
-
-def _example(scene: Scene, task: str, names: Mapping[str, str], id: str, metadata: dict[str, Any]) -> Example:
-    value = getattr(scene, task)
-    return Example(
-        images=(DrawnPicture(lambda: scene.draw(PIXELS), f"scene {' '.join(scene.words().values())} {scene.seed}"),),
-        question=QUESTION,
-        answer=names.get(value, value),
-        choices=tuple(names.values()),
-        id=id,
-        metadata=metadata,
-    )
