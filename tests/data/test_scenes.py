@@ -176,8 +176,8 @@ def test_only_queries_of_the_task_have_a_pool() -> None:
 
 
 def test_questions_can_say_what_is_meant():
-    task = load_task("scenes", ask="named", episodes=16)
+    task = Scenes(ask="named", episodes=16)
     assert [q.question for q in task.queries] == [ASKING[q.metadata["category"]] for q in task.queries]
     assert [s.question for s in task.support[:8]] == list(ASKING.values())
     assert len(set(ASKING.values())) == 8
-    assert load_task("scenes", episodes=2).queries[0].question == QUESTION
+    assert Scenes(episodes=2).queries[0].question == QUESTION
