@@ -1,9 +1,9 @@
 """VQAv2 and OK-VQA, in the files that visualqa.org and okvqa.allenai.org publish.
 
 Questions (``{"data_subtype", "questions": [{"question_id", "image_id", "question"}]}``) and annotations (``{"annotations":
-[{"question_id", "image_id", "answers": [{"answer"} x 10], "multiple_choice_answer", "question_type", "answer_type"}]}``) are separate
-files; images are those of COCO, ``<subtype>/COCO_<subtype>_<12 digits>.jpg``. Queries are the validation (or test) split, the support
-set is the training split, as in the LIVE (arXiv 2406.13185) and MimIC (arXiv 2504.08851) papers, whose prompt is used.
+[{"question_id", "image_id", "answers": [{"answer"} x 10], "multiple_choice_answer", "question_type", "answer_type"}]}``) are
+separate files; images are those of COCO, ``<subtype>/COCO_<subtype>_<12 digits>.jpg``. Queries are the validation (or test) split,
+the support set is the training split, as in the LIVE (arXiv 2406.13185) and MimIC (arXiv 2504.08851) papers, whose prompt is used.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class VQATask(FileTask):
         labels_file = self._files.get(f"{role} annotations")
         labels: dict[Any, Any] = {}
         if labels_file is not None:
-            labels = _read_annotations(labels_file)
+            labels = read_annotations(labels_file)
             _check_match(records, labels, file, labels_file, self._subset)
         place = subtype.replace("test-dev", "test")
         root, prefix = _image_root(images or self._root, place)
@@ -198,7 +198,7 @@ class OKVQA(VQATask):
     subtypes: ClassVar[Mapping[str, str]] = {"train": "train2014", "val": "val2014"}
 
 
-def _read_annotations(file: Path) -> dict[Any, Any]:
+def read_annotations(file: Path) -> dict[Any, Any]:
     """Annotations by question id, each with ``answers`` as a list of texts and with ``multiple_choice_answer``."""
     data = read_json(file, object_hook=_answer_text)
     records = get(data, "annotations", list, file)
