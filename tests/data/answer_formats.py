@@ -243,3 +243,62 @@ def vcr(folder: Path) -> dict[str, Any]:
             about = {"boxes": boxes, "segms": [[]] * 4, "names": item["objects"], "width": 12, "height": 8}
             write_json(folder / "vcr1images" / item["metadata_fn"], about)
     return {"root": folder}
+
+
+def explained(number: int, image: int) -> dict[str, Any]:
+    answers = ["yes"] * 7 + ["no"] * 3 if number % 2 else ["skiing"] * 10
+    return {
+        "question": "Is it cold?" if number % 2 else "What is the man doing?",
+        "answers": answers,
+        "answer_type": "yes/no" if number % 2 else "other",
+        "question_type": "is it" if number % 2 else "what is the",
+        "explanation": [f"A man in a coat goes down slope {image}.", 0.91],
+        "img_id": image,
+    }
+
+
+@fixture("vqa_e")
+def vqa_e(folder: Path) -> dict[str, Any]:
+    for split, first in (("train", 400), ("val", 410)):
+        rows = [explained(number, first + number // 2) for number in range(6)]
+        write_json(folder / f"VQA-E_{split}_set.json", rows)
+        coco_images(folder, f"{split}2014", first, 3)
+    return {"root": folder}
+
+
+@fixture("vqa_x")
+def vqa_x(folder: Path) -> dict[str, Any]:
+    from tests.data.formats import vqa_annotations, vqa_questions
+
+    for split, first in (("train2014", 430), ("val2014", 442)):
+        questions = vqa_questions(split, first)
+        write_json(folder / "Questions" / f"v2_OpenEnded_mscoco_{split}_questions.json", questions)
+        write_json(folder / "Annotations" / f"v2_mscoco_{split}_annotations.json", vqa_annotations(questions))
+        coco_images(folder, split, first)
+        keys = [question["question_id"] for question in questions["questions"]]
+        reasons = {str(key): [f"he is on the road near sign {key}", "his feet move"] for key in keys}
+        parts = {"train": keys} if split == "train2014" else {"val": keys[:4], "test": keys[4:]}
+        for part, own in parts.items():
+            write_json(folder / "Annotations" / f"{part}_exp_anno.json", {str(key): reasons[str(key)] for key in own})
+    return {"root": folder}
+
+
+def conversation(number: int, **changes: Any) -> dict[str, Any]:
+    texts = (
+        ("What is in picture {n}?\n<image>", "A bus with an advertisement on side {n}."),
+        ("What colour is it?", "It is red, and\nits roof {n} is white."),
+    )
+    turns = [
+        {"from": speaker, "value": text.format(n=number)}
+        for pair in texts
+        for speaker, text in zip(("human", "gpt"), pair, strict=True)
+    ]
+    return {"id": f"0000{number}", "image": f"0000{number}.jpg", "conversations": turns} | changes
+
+
+@fixture("conversations")
+def conversations(folder: Path) -> dict[str, Any]:
+    for number in range(4):
+        picture(folder / "train2017" / f"0000{number}.jpg", 80 + number)
+    write_json(folder / "llava_instruct.json", [conversation(number) for number in range(4)])
+    return {"files": folder / "llava_instruct.json", "images": folder / "train2017"}

@@ -16,7 +16,12 @@ from kshot.episode import Example
 from kshot.errors import DataError
 from kshot.metrics import MetricResult, bootstrap_interval, metrics
 
-OPTIONAL = {"cider": "pycocoevalcap", "grounded_caption": "pycocoevalcap", "okvqa_accuracy": "nltk"}
+OPTIONAL = {
+    "cider": "pycocoevalcap",
+    "vqa_explanation": "pycocoevalcap",
+    "grounded_caption": "pycocoevalcap",
+    "okvqa_accuracy": "nltk",
+}
 
 
 def _texts(kind: str) -> list[Example]:
@@ -115,7 +120,16 @@ def _vcr() -> list[Example]:
     ]
 
 
+def _explained() -> list[Example]:
+    reasons = ["a man in a coat stands here", "the sea is very calm", "two dogs run along some sand"]
+    return [
+        query.with_(answer=f"{reason} So the answer is {query.answer}.", metadata={"explanations": [reason]})
+        for reason, query in zip(reasons, _answers(), strict=True)
+    ]
+
+
 CASES = {
+    "vqa_explanation": (_explained(), 1.0),
     "clevr": (_texts("type"), 1.0),
     "vcr": (_vcr(), 1.0),
     "rec_accuracy": (_boxes(), 1.0),

@@ -244,6 +244,11 @@ def parse_stated(text: str, stop: Sequence[str]) -> str:
     return final_answer(text)
 
 
+def has_folder(images: ImageRoot, name: str) -> bool:
+    """Whether an image root holds a folder, or a zip in its place."""
+    return images.path.is_dir() and ((images.path / name).is_dir() or (images.path / f"{name}.zip").is_file())
+
+
 def files_of(given: PathLike | Sequence[PathLike] | None) -> list[Path]:
     """One file, several or none, as a list."""
     if given is None:

@@ -87,6 +87,8 @@ tasks: Registry[Callable[..., Task]] = Registry(
         "kshot.data.gqa",
         "kshot.data.clevr",
         "kshot.data.vcr",
+        "kshot.data.explanations",
+        "kshot.data.conversations",
         "kshot.data.omniglot",
         "kshot.data.imagenet",
         "kshot.data.isekai",

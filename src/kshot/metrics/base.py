@@ -53,6 +53,7 @@ metrics: Registry[Metric] = Registry(
         "kshot.metrics.gqa",
         "kshot.metrics.clevr",
         "kshot.metrics.vcr",
+        "kshot.metrics.explanations",
     ),
 )
 
