@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import field as set_field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from kshot.data.boxes import Box, Coordinates, Size, SquarePicture, check_inside, picture_size, text_of, written
+from kshot.data.boxes import Box, Coordinates, Point, Size, SquarePicture, check_inside, picture_size, text_of, written
 from kshot.data.readers import PathLike
 from kshot.data.sources import ImageRoot, LazyExamples, LeaveOneOut, as_template
 from kshot.data.splits import SplitTask, Style, one_of
@@ -32,7 +33,11 @@ class Item:
     id: str
     image: str
     line: int
-    size: Size | None = field(default=None, kw_only=True)
+    size: Size | None = set_field(default=None, kw_only=True)
+
+    def places(self) -> Iterable[tuple[Box | Point, str]]:
+        """Its boxes and points, each with the field it was read from."""
+        return ()
 
 
 Kind = TypeVar("Kind", bound=Item)
@@ -147,6 +152,10 @@ class BoxTask(SplitTask, Generic[Kind]):
 
     def read_file(self, file: Path, role: str, images: ImageRoot) -> tuple[Sequence[str], LazyExamples]:
         items = self.read_items(file, role)
+        for item in items:
+            if item.size is not None:  # of the others it shows when they are looked at
+                for place, field in item.places():
+                    check_inside(place, item.size, field, file, item.line)
         pictures = Pictures(images, [item.image for item in items], self._square, file)
         if role == "queries":
             self._query_images += [item.image for item in items]
@@ -156,10 +165,18 @@ class BoxTask(SplitTask, Generic[Kind]):
 
         return [item.id for item in items], LazyExamples(make, range(len(items)))
 
+    def holds_all_splits(self, file: Path) -> bool:
+        """Whether a file holds several splits, so that the same file may be given for the queries and the support set."""
+        return False
+
     def _read_queries(self) -> Sequence[Example]:
         self._query_images: list[str] = []
         examples = self._read("queries")
-        alone = "support" not in self._parts
+        files = self._parts["queries"]
+        same = self._parts.get("support") == files
+        if same and all(map(self.holds_all_splits, files)):
+            same = self.split_of("support") == self.split_of("queries")
+        alone = "support" not in self._parts or same
         self._others = LeaveOneOut(examples, [""] * len(examples), self._query_images) if alone else None
         return examples
 

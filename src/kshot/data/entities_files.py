@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kshot.data.box_task import Item
-from kshot.data.boxes import Box, Size, as_box
+from kshot.data.boxes import Box, Point, Size, as_box
 from kshot.data.readers import check_unique, get, read_text
 from kshot.data.splits import read_records
 from kshot.errors import DataError
@@ -46,6 +46,9 @@ class Captioned(Item):
     """A picture and all its grounded captions."""
 
     captions: tuple[Caption, ...]
+
+    def places(self) -> Iterable[tuple[Box | Point, str]]:
+        return ((box, "boxes") for caption in self.captions for _, boxes in caption.pieces for box in boxes)
 
 
 @dataclass(frozen=True)

@@ -244,8 +244,8 @@ class PointQATwice(_PointQA):
 
 
 def text_field(record: Mapping[str, Any], field: str, file: Path, line: int) -> str:
-    """A text that is not empty, white space around it removed."""
-    text = str(get(record, field, str, file, line)).strip()
-    if not text:
+    """A text that is not blank, as it stands in the file."""
+    text = str(get(record, field, str, file, line))
+    if not text.strip():
         raise DataError("the text is empty", file=file, line=line, field=field)
     return text

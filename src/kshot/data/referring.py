@@ -7,13 +7,13 @@ RefCOCO, RefCOCO+ and RefCOCOg on COCO images, phrases of Visual Genome's region
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kshot.data.box_task import BoxTask, Item, Kind, Pictures
-from kshot.data.boxes import Box, from_square
+from kshot.data.boxes import Box, Point, from_square
 from kshot.data.readers import PathLike
 from kshot.data.referring_files import Phrase, read_phrases, refuse_pickle
 from kshot.data.sources import write_text
@@ -57,6 +57,9 @@ class _Referring(BoxTask[Kind]):
                     if pickled.exists():
                         refuse_pickle(pickled)
             raise
+
+    def holds_all_splits(self, file: Path) -> bool:
+        return file.name.startswith("refs") or self._instances is not None
 
     def more_files(self, role: str) -> dict[str, Path]:
         beside = [p.with_name("instances.json") for p in self._parts[role] if p.name.startswith("refs")]
@@ -176,6 +179,9 @@ class Region(Item):
     box: Box
     expressions: tuple[str, ...]
     dataset: str | None = None
+
+    def places(self) -> Iterable[tuple[Box | Point, str]]:
+        return ((self.box, "bbox"),)
 
 
 @tasks.register("reg")

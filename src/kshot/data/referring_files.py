@@ -16,13 +16,13 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kshot.data.box_task import Item
-from kshot.data.boxes import Box, Size, box_of_corner_and_size, read_box
+from kshot.data.boxes import Box, Point, Size, box_of_corner_and_size, read_box
 from kshot.data.readers import check_unique, get, get_texts, index_by, read_json
 from kshot.data.splits import Record, read_records, record_id
 from kshot.errors import DataError
@@ -44,6 +44,9 @@ class Phrase(Item):
     expression: str
     box: Box
     dataset: str | None = None
+
+    def places(self) -> Iterable[tuple[Box | Point, str]]:
+        return ((self.box, "bbox"),)
 
 
 def read_phrases(file: Path, split: str, instances: Path | None = None) -> list[Phrase]:
