@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -164,7 +165,10 @@ def _imagenet(
     ):
         if wnids:
             notices.append(f"{len(wnids)} {problem}: {listed(wnids)}")
-    found = find_images(base, {wnid: int(named[wnid][0]) for wnid in present}, val_labels)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = find_images(base, {wnid: int(named[wnid][0]) for wnid in present}, val_labels)
+    notices += [str(warning.message) for warning in told]
     classes = listed_classes({wnid: paths for wnid, paths in found.items() if wnid not in held_out}, named)
     tests = draw_test100(
         {wnid: paths for wnid, paths in found.items() if wnid in held_out},

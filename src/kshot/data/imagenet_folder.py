@@ -58,20 +58,20 @@ def find_images(
     if missing:
         raise DataError(f"{len(missing)} class folders are missing: {listed(missing)}", file=base / "train")
     bar = tqdm(classes, "listing the images", leave=False, unit="class", disable=None if len(classes) > 100 else True)
-    images = {wnid: _images_in(base / "train" / wnid) for wnid in bar}
+    images = {wnid: _images_in(base / "train" / wnid, root) for wnid in bar}
     for wnid, paths in _validation_images(root, base, classes, val_labels).items():
         images[wnid] += paths
-    return {wnid: sorted(path.relative_to(root).as_posix() for path in paths) for wnid, paths in images.items()}
+    return {wnid: sorted(paths) for wnid, paths in images.items()}
 
 
 def _validation_images(
     root: Path, base: Path, classes: Mapping[str, int], val_labels: str | os.PathLike[str] | None
-) -> dict[str, list[Path]]:
+) -> dict[str, list[str]]:
     val = base / "val"
     if not val.is_dir():
         return {}
     if any((val / wnid).is_dir() for wnid in classes):
-        return {wnid: _images_in(val / wnid) for wnid in classes if (val / wnid).is_dir()}
+        return {wnid: _images_in(val / wnid, root) for wnid in classes if (val / wnid).is_dir()}
     file = Path(val_labels) if val_labels is not None else find_in_kit(root, base, GROUND_TRUTH)
     if file is None:
         warnings.warn(
@@ -79,11 +79,11 @@ def _validation_images(
             stacklevel=4,
         )
         return {}
-    images: dict[str, list[Path]] = {}
+    prefix, there = f"{val.relative_to(root).as_posix()}/", set(os.listdir(val))
+    images: dict[str, list[str]] = {}
     for stem, wnid in _read_ground_truth(file, classes).items():
-        path = val / f"{stem}.JPEG"
-        if path.exists():
-            images.setdefault(wnid, []).append(path)
+        if f"{stem}.JPEG" in there:
+            images.setdefault(wnid, []).append(f"{prefix}{stem}.JPEG")
     return images
 
 
@@ -122,5 +122,7 @@ def _read_ground_truth(file: Path, classes: Mapping[str, int]) -> dict[str, str]
     return found
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+def _images_in(folder: Path, root: Path) -> list[str]:
+    """The images of a folder as paths relative to the root; texts, for ImageNet has more than a million."""
+    prefix = f"{folder.relative_to(root).as_posix()}/"
+    return [prefix + name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES) and name[0] != "."]
