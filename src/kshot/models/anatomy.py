@@ -134,7 +134,8 @@ def examine(model: Any) -> Anatomy:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        max_context=getattr(config, "max_position_embeddings", None),
+        # Models converted by kshot may have been trained beyond the length that their configuration names.
+        max_context=getattr(model.config, "kshot_max_context", getattr(config, "max_position_embeddings", None)),
         sliding_window=window,
         hybrid=hybrid,
         prefix_lm=prefix_lm,

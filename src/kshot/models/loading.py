@@ -47,6 +47,7 @@ def load_model(
     prefix_cache: Switch = "auto",
     feature_cache: Switch = "auto",
     feature_folder: str | None = None,
+    image_mode: str | None = None,
 ) -> VLM:
     """Load a vision-language model and its processor.
 
@@ -64,6 +65,8 @@ def load_model(
         prefix_cache, feature_cache: whether fixed demonstrations are read once and pictures encoded once; see
             :class:`~kshot.models.reuse.Reuse`.
         feature_folder: keeps vision features on disk, for later runs.
+        image_mode: "all" inserts every image of a prompt, "last_only" only the last, as upstream's Link-Context Learning does;
+            default: what the model's config.json says (kshot convert lcl --image-mode).
 
     Raises:
         ModelError: no such model, files missing or damaged, not a model of images and text, or a processor that cannot be used.
@@ -99,6 +102,7 @@ def load_model(
         prefix_cache=prefix_cache,
         feature_cache=feature_cache,
         feature_folder=feature_folder,
+        image_mode=image_mode,
     )
 
 
@@ -217,7 +221,7 @@ def _config(place: str, revision: str | None) -> PretrainedConfig:
 def _load_weights(place: str, config: PretrainedConfig, **options: Any) -> Any:
     options = {key: value for key, value in options.items() if value is not None}
     try:
-        with _quiet_unless_watched():
+        with quiet_unless_watched():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 place, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
             )
@@ -237,7 +241,7 @@ def _load_weights(place: str, config: PretrainedConfig, **options: Any) -> Any:
 
 
 @contextmanager
-def _quiet_unless_watched() -> Iterator[None]:
+def quiet_unless_watched() -> Iterator[None]:
     """No progress bars of transformers in log files."""
     shown = hf_logging.is_progress_bar_enabled()
     if not sys.stderr.isatty():

@@ -22,6 +22,9 @@ from kshot.errors import MissingExtra, ModelError
 FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """Files that may name the processor's class, in order of precedence."""
 
+BACKGROUND = "kshot_background"
+"""Setting of an image processor: the colour in which images are padded to squares."""
+
 
 def load_processor(source: str | Path, config: PretrainedConfig, *, revision: str | None = None) -> Any:
     """The processor saved with a model, whether torchvision is there or not.
@@ -62,7 +65,26 @@ def load_processor(source: str | Path, config: PretrainedConfig, *, revision: st
         # Some constructors swallow the template that lies beside them (Idefics), some repositories keep it with the tokenizer.
         saved, _ = ProcessorMixin.get_processor_dict(str(source), revision=revision)
         processor.chat_template = saved.get("chat_template") or getattr(processor.tokenizer, "chat_template", None)
+    if getattr(processor.image_processor, BACKGROUND, None) is not None:
+        own: Any = type(processor.image_processor)
+        processor.image_processor.__class__ = padded_with_background(own)
     return processor
+
+
+@cache
+def padded_with_background(cls: Any) -> Any:
+    """LLaVA's image processor, padding images to squares in a colour of their own (``kshot_background``, RGB).
+
+    transformers' own pads in the mean colour that it normalizes with, and has no setting for another. Saved and loaded without kshot,
+    the processor does that.
+    """
+
+    class Padded(cls):
+        def pad_to_square(self, image: Any, background_color: Any = None) -> Any:
+            return super().pad_to_square(image, tuple(getattr(self, BACKGROUND)))
+
+    Padded.__name__, Padded.__qualname__, Padded.__module__ = cls.__name__, cls.__qualname__, cls.__module__
+    return Padded
 
 
 @cache

@@ -19,6 +19,7 @@ from kshot.errors import ModelError
 from kshot.models import features, prefix
 from kshot.models.encoding import EncodedPrompt, Encoder
 from kshot.models.features import FeatureCache, ImageFeatures
+from kshot.models.image_mode import HiddenPicture, hidden_features, hides
 from kshot.models.prefix import Prefix, PrefixCache
 from kshot.picture import Picture
 from kshot.prompt import Span, TokenizedPrompt
@@ -198,7 +199,8 @@ class Reuse:
 
     def _features(self, pictures: Sequence[Picture]) -> list[ImageFeatures] | None:
         """Features of pictures, computed where they are not known; ``None`` if pixels must be used."""
-        if not pictures or not self._use_features():
+        keep = bool(pictures) and self._use_features()
+        if not keep and not hides(pictures):
             return None
         found: dict[str, ImageFeatures] = {}
         missing: dict[str, Picture] = {}
@@ -206,7 +208,10 @@ class Reuse:
             digest = picture.digest
             if digest in found or digest in missing:
                 continue
-            known = self.features.get(digest)
+            if isinstance(picture, HiddenPicture):
+                found[digest] = self._hidden(picture)
+                continue
+            known = self.features.get(digest) if keep else None
             if known is None:
                 missing[digest] = picture
             else:
@@ -218,10 +223,13 @@ class Reuse:
                 new = self._compute([picture for _, picture in some])
             except ValueError as error:
                 self.no_features = str(error)
+                if hides(pictures):
+                    raise ModelError(f"images cannot be left out of prompts: {error}") from error
                 return None
             for (digest, _), item in zip(some, new, strict=True):
                 found[digest] = item
-                self.features.put(digest, item)
+                if keep:
+                    self.features.put(digest, item)
         return [found[picture.digest] for picture in pictures]
 
     def _compute(self, pictures: list[Picture]) -> list[ImageFeatures]:
@@ -229,6 +237,13 @@ class Reuse:
         inputs = self._to_device(self.encoder.pixels([[picture] for picture in pictures]))
         mark = self.encoder.tokenizer.convert_ids_to_tokens(self.placeholder)
         return features.compute_features(self.model, inputs, expansions, mark)
+
+    def _hidden(self, picture: HiddenPicture) -> ImageFeatures:
+        """What the decoder sees of a picture that is not inserted."""
+        if self.placeholder is None:
+            raise ModelError(f"{type(self.model).__name__} does not say which token stands for an image")
+        mark = self.encoder.tokenizer.convert_ids_to_tokens(self.placeholder)
+        return hidden_features(self.model, self.placeholder, self.encoder.expansion(picture.source), mark)
 
     def _sight(self, batch: Sequence[EncodedPrompt], after: Prefix) -> torch.Tensor:
         """Which token of each query sees which of its images, where the mask depends on the whole prompt (Idefics)."""

@@ -14,13 +14,14 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from kshot.chat import render_chat
 from kshot.episode import Episode, Example
-from kshot.errors import ContextTooLong, OptionError
+from kshot.errors import ContextTooLong, ModelError, OptionError
 from kshot.models.anatomy import Anatomy, examine
 from kshot.models.base import PromptStyle
 from kshot.models.batching import BatchRunner
 from kshot.models.beginnings import Beginnings
 from kshot.models.encoding import EncodedPrompt, Encoder
 from kshot.models.identity import identity
+from kshot.models.image_mode import hide, hides, image_mode_of, obstacle
 from kshot.models.prefix import Prefix, continue_forward, continue_generate
 from kshot.models.reuse import Group, Reuse, Switch
 from kshot.picture import DrawnPicture
@@ -45,6 +46,8 @@ class VLM:
         source: where it came from.
         prefix_cache, feature_cache, feature_folder: what is computed once and used again; see
             :class:`~kshot.models.reuse.Reuse`. Results do not depend on it.
+        image_mode: ``"all"`` images of a prompt are inserted, or ``"last_only"``; see :mod:`kshot.models.image_mode`. Default: what
+            the model's configuration says, or else all.
 
     Attributes:
         model, processor, tokenizer: the plain transformers objects.
@@ -53,7 +56,7 @@ class VLM:
         reuse: caches of vision features and of fixed demonstrations.
 
     Raises:
-        ModelError: the model has no text decoder, or its processor writes prompts in an unknown way.
+        ModelError: the model has no text decoder, its processor writes prompts in an unknown way, or images cannot be left out.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class VLM:
         prefix_cache: Switch = "auto",
         feature_cache: Switch = "auto",
         feature_folder: str | None = None,
+        image_mode: str | None = None,
     ):
         self.model, self.processor, self.tokenizer = model.eval(), processor, processor.tokenizer
         self.name = name or type(model).__name__
@@ -81,6 +85,10 @@ class VLM:
             self.reuse.no_prefix = self.reuse.no_features = (
                 "a prompt's only image is processed otherwise than one of several"
             )
+        self.image_mode = image_mode_of(model, image_mode)
+        why = obstacle(model, self.encoder, self.reuse.no_features) if self.image_mode != "all" else None
+        if why is not None:
+            raise ModelError(f"{self.name} cannot be shown the last image only: {why}")
         self._beginnings = Beginnings(self.encoder, self.reuse.expansion)
         self.no_chat = self._why_no_chat()
 
@@ -150,10 +158,12 @@ class VLM:
                 f"the prompt of episode {episode.id!r} has {len(encoded):,} tokens{more}, but {self.name} takes {most:,}: "
                 f"use fewer than its {episode.shots} shots" + ("" if episode.shots else ", or a smaller image")
             )
-        return encoded
+        return hide(encoded, self.image_mode)
 
     def inputs(self, batch: Sequence[EncodedPrompt]) -> dict[str, Any]:
         """What ``model.forward`` takes for a batch, on the model's device and in its dtype."""
+        if hides([picture for encoded in batch for picture in encoded.pictures]):
+            return self.reuse.inputs(batch)
         return self._to_device(self.encoder.collate(batch))
 
     @torch.inference_mode()
@@ -228,7 +238,8 @@ class VLM:
 
     def describe(self) -> dict[str, Any]:
         """What identifies the model in a run folder; see :func:`kshot.models.identity.identity`."""
-        return {"name": self.name, "source": self.source} | identity(self.model, self.processor)
+        shown = {"image_mode": self.image_mode} if self.image_mode != "all" else {}
+        return {"name": self.name, "source": self.source} | identity(self.model, self.processor) | shown
 
     def __repr__(self) -> str:
         return f"VLM({self.name!r}, {self.anatomy.architecture}, {self.anatomy.parameters:,} parameters, {self.device})"
