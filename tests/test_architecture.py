@@ -17,6 +17,7 @@ FLOORS = (
     ("metrics",),
     ("data",),
     ("models",),
+    ("convert",),
     ("evaluation",),
     ("training",),
     ("quickstart",),

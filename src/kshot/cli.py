@@ -213,8 +213,8 @@ def build_parser(name: str, command: Command, function: Callable[..., Any]) -> A
     if command.positional:
         needed = parameters[command.positional].default is inspect.Parameter.empty
         several = "Sequence[" in str(parameters[command.positional].annotation)
-        number = {"nargs": "+" if needed else "*"} if several else {} if needed else {"nargs": "?"}
-        parser.add_argument(command.positional, type=str, help=_help(function, command.positional), **number)
+        number = ("+" if needed else "*") if several else (None if needed else "?")
+        parser.add_argument(command.positional, nargs=number, type=str, help=_help(function, command.positional))
     parser.add_function_arguments(function, skip=own, as_group=False, as_positional=False, sub_configs=False)
     for option in sorted(options):
         parser.add_argument(f"--{option}", type=dict[str, Any], default={}, help=_help(function, option))
