@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kshot.data.imagenet_lists import read_test100, read_train900
+from kshot.data.imagenet_train import read_class_map
 from kshot.data.isekai import Isekai
+from kshot.data.link_classes import load_link_classes
 from kshot.data.omniglot import Omniglot, OmniglotRuns
 from kshot.data.task import Task
 from kshot.errors import KshotError
@@ -88,6 +90,32 @@ def attempt(file: Path, text: str, read: Callable[[Path], object]) -> None:
 def test_lists_of_imagenet_classes(folder: Path, test_rows: list[dict[str, Any]], data: st.DataObject) -> None:
     attempt(folder / "train.jsonl", data.draw(damage(train900_rows())), read_train900)
     attempt(folder / "test.jsonl", data.draw(damage(test_rows)), read_test100)
+
+
+@fuzz
+@given(st.data())
+def test_classes_to_train_on(folder: Path, data: st.DataObject) -> None:
+    rows: list[dict[str, Any]] = train900_rows()
+    for name in {path for row in rows for path in [*row["samples"], *(n[2] for n in row["neighbors"])]}:
+        if not (folder / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(PNG)
+
+    def use(file: Path) -> None:
+        classes = load_link_classes(file)
+        classes.check(1)
+        assert all(one.pictures[0].load() and classes.by_key(n.key) for one in classes for n in one.neighbours)
+
+    attempt(folder / "link.jsonl", data.draw(damage(rows)), use)
+
+
+@fuzz
+@given(st.lists(st.one_of(st.text(max_size=20), st.from_regex(r"n\d{8} \d{1,3} [a-z_]+", fullmatch=True)), max_size=5))
+def test_class_maps(folder: Path, lines: list[str]) -> None:
+    def use(file: Path) -> None:
+        assert all(class_id.isdecimal() and name for class_id, name in read_class_map(file).values())
+
+    attempt(folder / "map_clsloc.txt", "\n".join(lines), use)
 
 
 @fuzz
