@@ -77,6 +77,10 @@ def test_missing_images_are_listed_with_their_lines(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         load_link_classes(file)
     assert len(load_link_classes(file, check_images=False)) == 4
+    rows = train900_rows()
+    rows[3]["samples"] = ["x" * 300]
+    with pytest.raises(DataError, match=r"images not found under .*xxx \(line 4\)"):
+        load_link_classes(write_jsonl(tmp_path / "long.jsonl", rows))
     with pytest.raises(DataError, match="image folder not found"):
         load_link_classes(file, root=tmp_path / "nowhere")
 

@@ -221,11 +221,11 @@ def load_link_classes(
         return _of_task(source)
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        if not path.exists() and os.sep not in str(source) and not path.suffix:
+        if not os.path.exists(path) and os.sep not in str(source) and not path.suffix:
             _refuse(source, names=names)
             maker: Any = tasks.get(str(source))
             return _of_task(_made(maker, str(source), options | ({"root": root} if root is not None else {})))
-        if not path.exists():
+        if not os.path.exists(path):
             raise DataError("file or folder not found", file=path)
         if path.is_dir() and not _holds_characters(path):
             _refuse(source, root=root, **options)

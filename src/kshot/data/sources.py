@@ -102,7 +102,7 @@ def exists(picture: Picture) -> bool:
     if isinstance(picture, DerivedPicture):
         return exists(picture.origin)
     if isinstance(picture, FilePicture):
-        return picture.path.is_file()
+        return os.path.isfile(picture.path)  # unlike Path.is_file(), also false for a name that is too long
     if isinstance(picture, ArchivePicture):
         return picture.member in open_archive(picture.archive).NameToInfo
     return True
