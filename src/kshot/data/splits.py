@@ -187,10 +187,10 @@ def read_records(file: PathLike, key: str | None = None, *, id_field: str | None
     data = read_json(file)
     if isinstance(data, dict) and key is not None and isinstance(data.get(key), list):
         data = data[key]
-    elif isinstance(data, dict) and id_field is not None:
-        if wrong := next((name for name, value in data.items() if not isinstance(value, dict)), None):
-            raise DataError(f"an object is expected, not {describe_kind(data[wrong])}", file=file, field=wrong)
+    elif isinstance(data, dict) and id_field is not None and all(isinstance(v, dict) for v in data.values()):
         return [(number, {id_field: name} | record) for number, (name, record) in enumerate(data.items(), start=1)]
+    elif isinstance(data, dict) and (key is None or key not in data):
+        return [(1, data)]  # JSON Lines of a single line
     if not isinstance(data, list):
         wanted = f"a list, or an object with {key!r}," if key else "a list"
         raise DataError(f"{wanted} is expected, not {describe_kind(data)}", file=file)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -100,10 +101,14 @@ class VCR(SplitTask):
         """The support set; in modes of two turns those examples that ask for the same as the query."""
         if self._turns == 1:
             return self.support
-        first = 0 if query.metadata["part"] == "answer" else 1
+        return self._support_by_part[str(query.metadata["part"])]
+
+    @cached_property
+    def _support_by_part(self) -> dict[str, LazyExamples]:
         support = self.support
         assert isinstance(support, LazyExamples)
-        return support.at(range(first, len(support), self._turns))
+        parts = enumerate(("answer", "rationale"))
+        return {part: support.at(range(first, len(support), self._turns)) for first, part in parts}
 
     def parse(self, text: str) -> str:
         stated = self._mode not in _TEXTS and (self._upstream or self._mode in _REASONS)

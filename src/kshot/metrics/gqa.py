@@ -38,31 +38,34 @@ def gqa(predictions: Sequence[str], queries: Sequence[Example]) -> MetricResult:
       the group's size, over 100 as the script prints it (lower is better).
     * ``entailed`` (ids): ``consistency``, the mean accuracy over the questions that a rightly answered question entails; only if
       all of them are among the queries, as it is with the files of *all* questions.
-    * ``balanced``: if some questions are not, ``balanced`` is the accuracy of those that are, which the script calls accuracy.
+    * ``balanced``: if some questions are not, all figures but the value and ``strict`` are those of the balanced ones, as in the
+      script, and ``balanced`` is their accuracy, which the script calls accuracy.
     """
     check("gqa", predictions, queries)
     said = [normalise_gqa(prediction) for prediction in predictions]
     gold = [text_references("gqa", query)[0] for query in queries]
     right = [normalise_gqa(answer) for answer in gold]
     scores = [float(one == other) for one, other in zip(said, right, strict=True)]
+    details = {"strict": mean(float(p == g) for p, g in zip(predictions, gold, strict=True))}
+    counted = [n for n, query in enumerate(queries) if query.metadata.get("balanced") is not False]
+    if 0 < len(counted) < len(queries):
+        details["balanced"] = mean(scores[n] for n in counted)
+    counted = counted or list(range(len(queries)))
+    asked, own = [queries[n] for n in counted], [scores[n] for n in counted]
     categories: dict[str, tuple[float, int]] = {}
     for kind in TABLES:
-        categories |= by_category(scores, [query.metadata.get(kind) for query in queries], prefix=f"{kind}: ")
-    details = {"strict": mean(float(p == g) for p, g in zip(predictions, gold, strict=True))}
-    types = [query.metadata.get("structural") for query in queries]
-    for name, chosen in (
-        ("binary", [t is not None and t != "query" for t in types]),
-        ("open", [t == "query" for t in types]),
-        ("balanced", [query.metadata.get("balanced") is True for query in queries]),
-    ):
-        if any(chosen) and (name != "balanced" or not all(chosen)):
-            details[name] = mean(score for score, own in zip(scores, chosen, strict=True) if own)
+        categories |= by_category(own, [query.metadata.get(kind) for query in asked], prefix=f"{kind}: ")
+    for name, open_ended in (("binary", False), ("open", True)):
+        types = [query.metadata.get("structural") for query in asked]
+        chosen = [s for s, t in zip(own, types, strict=True) if t is not None and (t == "query") == open_ended]
+        if chosen:
+            details[name] = mean(chosen)
+    answers = [said[n] for n in counted]
     for name, source in (("validity", "valid"), ("plausibility", "plausible")):
-        if all(source in query.metadata for query in queries):
-            details[name] = mean(
-                float(_belongs(answer, query.metadata, source)) for answer, query in zip(said, queries, strict=True)
-            )
-    details |= _distribution(said, right, queries) | _consistency(scores, queries)
+        if all(source in query.metadata for query in asked):
+            belong = (_belongs(a, query.metadata, source) for a, query in zip(answers, asked, strict=True))
+            details[name] = mean(map(float, belong))
+    details |= _distribution(answers, [right[n] for n in counted], asked) | _consistency(scores, queries)
     return MetricResult("accuracy", mean(scores), tuple(scores), tuple(range(len(scores))), details, categories)
 
 
