@@ -75,6 +75,19 @@ class ContextTooLong(KshotError):
     """A prompt longer than the model's context."""
 
 
+class CannotWrite(KshotError):
+    """A file or folder that cannot be written: no space, no permission, or something else is there.
+
+    Args:
+        path: what was to be written.
+        problem: what the system says.
+        remedy: what the user can do.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], problem: str, remedy: str):
+        super().__init__(f"{path} cannot be written: {problem} ({remedy})")
+
+
 class MissingExtra(KshotError):
     """An optional dependency that is not installed; names the extra that brings it."""
 

@@ -121,6 +121,9 @@ class AnswerObjective(Objective):
             return batch | {"prompts": encoded}
         return batch | {"inputs": self.vlm.encoder.collate(encoded)}
 
+    def blank(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch | {"targets": torch.full_like(batch["targets"], IGNORED)}
+
     def amount(self, batch: Mapping[str, Any]) -> float:
         return float((batch["targets"][:, 1:] != IGNORED).sum())
 
@@ -133,8 +136,9 @@ class AnswerObjective(Objective):
         if "logits_to_keep" in self.vlm.encoder.accepted:
             options["logits_to_keep"] = columns  # the head is applied where something is to be learnt
         if self.summary is not None:
-            self.summary.watch()
-        logits = model(**inputs, **options).logits
+            self.summary.watch(inputs["input_ids"], batch["targets"])
+        output = model(**inputs, **options)
+        logits = output.logits
         if "logits_to_keep" not in options:
             logits = logits[:, columns]
         chosen = wanted[:, columns]
@@ -142,7 +146,8 @@ class AnswerObjective(Objective):
         parts = {"answer_loss": answers / max(1.0, self.amount(batch))}
         if self.summary is None:
             return answers, parts
-        summary = self.summary.loss(inputs["input_ids"], batch["targets"])
+        self.summary.stop()
+        summary = output.loss
         # The loss is a sum over graded tokens, and the summary loss a mean: it counts as often as there are tokens.
         return answers + self.summary.weight * summary * self.amount(batch), parts | {"summary_loss": summary}
 

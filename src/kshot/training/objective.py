@@ -47,6 +47,13 @@ class Objective(ABC):
         """What the loss of a batch is summed over (graded tokens, say). Default: 1, for losses that are means."""
         return 1.0
 
+    def blank(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch like this one with nothing to learn, whose :meth:`amount` is 0: for a rank for which no items are left.
+
+        Default: the batch itself, so that its items count once more.
+        """
+        return batch
+
     def order(self, epoch: int) -> Sequence[int]:
         """The indices of an epoch in the order in which they are used. Default: as they come."""
         return range(len(self))

@@ -6,17 +6,18 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import TrainingArguments
+from accelerate.utils import DistributedType
+from transformers import TrainerCallback, TrainingArguments
 
 from kshot.errors import OptionError, UnknownName
 from kshot.training.objective import Objective
-from kshot.training.trainer import KshotTrainer, resume_point, write_log
+from kshot.training.trainer import KshotTrainer, resume_point, write_log, writing
 
 HARMLESS = (
     *("logging_steps", "logging_strategy", "logging_first_step", "log_level", "report_to", "run_name", "disable_tqdm"),
@@ -65,14 +66,14 @@ def training_arguments(folder: Path, trainer: Mapping[str, Any], seed: int) -> T
         "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "disable_tqdm": not sys.stderr.isatty(),
-        "ddp_find_unused_parameters": False,
+        "ddp_find_unused_parameters": True,  # last layers of vision towers are not used; a batch may have no picture
         "weight_decay": 0.0,
     }
     own = {"output_dir": str(folder), "remove_unused_columns": False, "seed": seed, "save_total_limit": None}
     try:
         return TrainingArguments(**(defaults | dict(trainer) | own))
-    except (ValueError, TypeError, ImportError) as error:
-        raise OptionError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise OptionError(f"trainer: {_first_line(error)}") from error
 
 
 def run(
@@ -100,25 +101,92 @@ def run(
         The Trainer after training.
 
     Raises:
-        OptionError: the folder holds a run with another configuration.
+        OptionError: the folder holds a run with another configuration; the Trainer cannot do what its arguments say.
+        CannotWrite: the folder, or a checkpoint in it.
     """
     arguments = training_arguments(folder, trainer, seed)
+    made = _trainer(objective, arguments, keep, options)
     record = {
         "config": _plain(config),
-        "trainer": {name: _plain(value) for name, value in sorted(trainer.items()) if name not in HARMLESS},
+        "trainer": lasting(trainer),
         "world_size": arguments.world_size,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-    if arguments.should_save:
-        folder.mkdir(parents=True, exist_ok=True)
-    _check_record(folder / "config.json", record, leads=arguments.should_save)
-    made = KshotTrainer(objective, arguments, keep=keep, **options)
+    with writing(folder, "choose another folder with work"):
+        if arguments.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+        _check_record(folder / "config.json", record, leads=arguments.should_save)
     made.accelerator.wait_for_everyone()
     found = resume_point(folder, leads=arguments.should_save)
     made.accelerator.wait_for_everyone()
     made.train(resume_from_checkpoint=found)
-    write_log(made, folder / "log.jsonl")
+    with writing(folder / "log.jsonl", "free some space; the same command finishes the run"):
+        write_log(made, folder / "log.jsonl")
     return made
+
+
+def lasting(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments of the Trainer that decide the result, as JSON holds them."""
+    return {name: _plain(value) for name, value in sorted(trainer.items()) if name not in HARMLESS}
+
+
+def _trainer(objective: Objective, arguments: TrainingArguments, keep: int, options: Mapping[str, Any]) -> KshotTrainer:
+    """The Trainer, in the kind of parallel training that was asked for.
+
+    Raises:
+        OptionError: the Trainer refuses its arguments, or would quietly do without sharding.
+    """
+    try:
+        made = KshotTrainer(objective, arguments, keep=keep, **options)
+    except (ValueError, ImportError) as error:
+        raise OptionError(f"trainer: {_first_line(error)}") from error
+    kind = made.accelerator.distributed_type
+    if arguments.fsdp and kind != DistributedType.FSDP:
+        # accelerate would train unsharded: replicated on several processes on the CPU, and alone without a launcher.
+        where = "on the CPU" if arguments.device.type == "cpu" else "in a single process without a launcher"
+        raise OptionError(
+            f"trainer.fsdp: accelerate does not shard models {where} (it would train with {kind.value}); start with "
+            "torchrun --nproc_per_node N on N accelerators, or leave fsdp out"
+        )
+    if arguments.deepspeed and kind != DistributedType.DEEPSPEED:
+        raise OptionError(
+            f"trainer.deepspeed: DeepSpeed was not started (accelerate would train with {kind.value}); start with torchrun "
+            "--nproc_per_node N"
+        )
+    return made
+
+
+def run_steps(
+    objective: Objective,
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    factor: Callable[[int], float],
+    *,
+    trainer: Mapping[str, Any],
+    config: Mapping[str, Any],
+    seed: int,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> KshotTrainer:
+    """One pass over an objective whose items are whole batches, one a step, with an optimiser and a schedule of its own.
+
+    Args:
+        objective, folder, trainer, config, seed: as for :func:`run`.
+        optimizer: of the objective's model.
+        factor: step -> what the optimiser's learning rates are multiplied by.
+        callbacks: of the Trainer.
+    """
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    own = {"per_device_train_batch_size": 1, "num_train_epochs": 1, "logging_steps": 50, "max_grad_norm": 1.0}
+    return run(
+        objective,
+        folder,
+        config={"steps": len(objective), **config},
+        trainer=own | dict(trainer),
+        seed=seed,
+        keep=1,
+        optimizers=(optimizer, schedule),
+        callbacks=list(callbacks),
+    )
 
 
 def _check_record(path: Path, record: Mapping[str, Any], *, leads: bool) -> None:
@@ -147,6 +215,11 @@ def _check_record(path: Path, record: Mapping[str, Any], *, leads: bool) -> None
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
         temporary.replace(path)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

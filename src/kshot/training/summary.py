@@ -47,24 +47,44 @@ class Summary:
         self._seen: dict[str, Tensor] = {}
         self._handles: list[Any] = []
 
-    def watch(self) -> None:
-        """Keep what goes into the first decoder layer of the next forward pass, and what comes out."""
-        self._stop()
+    def watch(self, ids: Tensor, targets: Tensor) -> None:
+        """Have the next forward pass return the summary loss as its ``loss``.
 
-        def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            self._seen["given"] = (args[0] if args else kwargs["hidden_states"]).detach()
-            self._seen["first"] = output[0] if isinstance(output, tuple) else output
-
-        self._handles = [self.vlm.anatomy.layers[0].register_forward_hook(keep, with_kwargs=True)]
-
-    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean squared error of the probe.
+        It is computed within the model's forward pass (not within that of a layer, which checkpointing repeats), where
+        distributed training expects parameters to be used.
 
         Args:
             ids: token ids [rows, tokens].
             targets: ids to learn at the graded answers' tokens, -100 elsewhere.
         """
-        self._stop()
+        self.stop()
+
+        def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self._seen["given"] = (args[0] if args else kwargs["hidden_states"]).detach()
+            self._seen["first"] = output[0] if isinstance(output, tuple) else output
+
+        def add(module: nn.Module, args: Any, output: Any) -> Any:
+            output["loss"] = self._loss(ids, targets)
+            return output
+
+        self._handles = [
+            self.vlm.anatomy.layers[0].register_forward_hook(keep, with_kwargs=True),
+            self.vlm.model.register_forward_hook(add),
+        ]
+
+    def stop(self) -> None:
+        """Leave forward passes alone again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def remove(self) -> None:
+        """Take the probe out of the model."""
+        self.stop()
+        delattr(self.vlm.model, PROBE)
+
+    def _loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error of the probe."""
         given, first = self._seen.pop("given").float(), self._seen.pop("first").float()
         images = ids == self.placeholder
         starts = images & ~F.pad(images[:, :-1], (1, 0))
@@ -74,7 +94,8 @@ class Summary:
         at = (answer | F.pad(answer[:, 1:], (0, 1))) & (number > 0) & ~images
         rows, columns = at.nonzero(as_tuple=True)
         if not len(rows):
-            return first.sum() * 0
+            # Of several ranks, each must have a gradient, be it zero, for all that is trained.
+            return sum((p.sum() for p in self.probe.parameters()), first.sum()) * 0
         most = int(number.max())
         sums = given.new_zeros(len(ids), most + 1, given.shape[-1])
         counts = given.new_zeros(len(ids), most + 1)
@@ -86,13 +107,3 @@ class Summary:
         wanted = means[rows, number[rows, columns]]
         scale = wanted.std().clamp_min(1e-6)
         return F.mse_loss(self.probe(first[rows, columns]), (wanted - wanted.mean(0)) / scale)
-
-    def remove(self) -> None:
-        """Take the probe out of the model."""
-        self._stop()
-        delattr(self.vlm.model, PROBE)
-
-    def _stop(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []

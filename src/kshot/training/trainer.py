@@ -1,7 +1,8 @@
 """The one Trainer: Hugging Face's, told what to do by an :class:`~kshot.training.objective.Objective`.
 
-What it adds are guarantees. Data depend on (seed, epoch, index), whatever the number of loader workers and ranks. A checkpoint counts
-only once it is complete, so that a run that was killed at any moment resumes and ends with the same bits as one that was not.
+What it adds are guarantees. Data depend on (seed, epoch, index), whatever the number of loader workers and ranks, and each item is
+learnt once an epoch. A checkpoint counts only once it is complete, so that a run that was killed at any moment resumes and ends with
+the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -9,27 +10,30 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from kshot.errors import CannotWrite
 from kshot.training.objective import Objective
 
 COMPLETE = "complete"
 """Name of the empty file that is written last into a checkpoint."""
 
-Key = tuple[int, int]
-"""(epoch, index) of an item."""
+Key = tuple[int, int, bool]
+"""(epoch, index) of an item, and whether it counts (or only fills up the last step of several ranks)."""
 
 
 class KeyedDataset(Dataset[Any]):
-    """An objective's items by (epoch, index)."""
+    """An objective's items by key; each with whether it counts."""
 
     def __init__(self, objective: Objective):
         self.objective = objective
@@ -37,23 +41,45 @@ class KeyedDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.objective)
 
-    def __getitem__(self, key: Key) -> Any:
-        return self.objective.item(*key)
+    def __getitem__(self, key: Key) -> tuple[Any, bool]:
+        epoch, index, counts = key
+        return self.objective.item(epoch, index), counts
 
 
 class KeySampler(Sampler[Key]):
-    """The keys of one epoch, in the objective's order; loader workers are told the epoch with every key."""
+    """The keys of one epoch, in the objective's order; loader workers are told the epoch with every key.
 
-    def __init__(self, objective: Objective):
-        self.objective, self.epoch = objective, 0
+    Args:
+        objective: whose items.
+        multiple: fill the epoch up to a multiple of so many keys, with such that do not count. (Otherwise accelerate would give
+            several ranks some items twice, so that a step of two ranks would not be the same as that of one.)
+    """
+
+    def __init__(self, objective: Objective, multiple: int = 1):
+        self.objective, self.multiple, self.epoch = objective, multiple, 0
 
     def __len__(self) -> int:
-        return len(self.objective)
+        return -(-len(self.objective) // self.multiple) * self.multiple
 
     def __iter__(self) -> Iterator[Key]:
-        epoch = self.epoch
-        for index in self.objective.order(epoch):
-            yield epoch, int(index)
+        epoch, given, index = self.epoch, 0, 0
+        for index in map(int, self.objective.order(epoch)):
+            yield epoch, index, True
+            given += 1
+        yield from [(epoch, index, False)] * (-given % self.multiple)
+
+
+class Collator:
+    """A batch of the items that count."""
+
+    def __init__(self, objective: Objective):
+        self.objective = objective
+
+    def __call__(self, pairs: Sequence[tuple[Any, bool]]) -> dict[str, Any]:
+        items = [item for item, counts in pairs if counts]
+        if items:
+            return self.objective.collate(items)
+        return self.objective.blank(self.objective.collate([pairs[0][0]]))
 
 
 class KshotTrainer(Trainer):
@@ -69,13 +95,14 @@ class KshotTrainer(Trainer):
     def __init__(self, objective: Objective, args: TrainingArguments, *, keep: int = 2, **options: Any):
         self.objective: Objective = objective
         self.keep = keep
-        self.sampler = KeySampler(objective)
-        self._parts: dict[str, list[float]] = {}
+        several = args.world_size > 1 and not args.dataloader_drop_last
+        self.sampler = KeySampler(objective, args.train_batch_size * args.world_size if several else 1)
+        self._parts: dict[str, Tensor] = {}
         super().__init__(
             model=objective.model,
             args=args,
             train_dataset=KeyedDataset(objective),
-            data_collator=objective.collate,
+            data_collator=Collator(objective),
             **options,
         )
         self.loss_is_scaled_for_ga = True  # the loss is a sum, divided by the amount of the whole step
@@ -100,16 +127,20 @@ class KshotTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         total, parts = self.objective.loss(model, inputs)
+        own = self.objective.amount(inputs)
         for name, value in parts.items():
-            self._parts.setdefault(name, []).append(float(value.detach()))
-        amount = self.objective.amount(inputs) if num_items_in_batch is None else num_items_in_batch
+            weighted = torch.stack([value.detach().float() * own, torch.tensor(own, device=value.device)])
+            self._parts[name] = self._parts[name] + weighted if name in self._parts else weighted
+        amount = own if num_items_in_batch is None else num_items_in_batch
         # Ranks average their gradients; this makes it a sum over ranks.
         loss = total * self.args.world_size / amount
         return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs:
-            logs |= {name: sum(values) / len(values) for name, values in self._parts.items() if values}
+        if "loss" in logs and self._parts:  # the same on all ranks
+            sums = self.accelerator.reduce(torch.stack(list(self._parts.values())), "sum")
+            means = (sums[:, 0] / sums[:, 1].clamp_min(1)).tolist()
+            logs |= dict(zip(self._parts, means, strict=True))
             self._parts = {}
         super().log(logs, *args, **kwargs)
 
@@ -127,15 +158,29 @@ class KshotTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             save_model(model, str(folder / "model.safetensors"))
 
+    def full_state(self) -> dict[str, Tensor] | None:
+        """All parameters, gathered from the ranks that share them; ``None`` if each rank holds them all. To be called on all ranks."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return None
+        state: dict[str, Tensor] = self.accelerator.get_state_dict(
+            self.deepspeed if self.is_deepspeed_enabled else self.model
+        )
+        return state
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            folder = Path(str(self.args.output_dir))
-            _flush(folder / f"checkpoint-{self.state.global_step}")
-            (folder / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
-            for old in complete_checkpoints(folder)[: -self.keep]:
-                shutil.rmtree(old, ignore_errors=True)
+        folder = Path(str(self.args.output_dir))
+        made = folder / f"checkpoint-{self.state.global_step}"
+        with writing(made, "free some space; the same command goes on from the checkpoint before"):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                _flush(made)
+                (made / COMPLETE).touch()
+                _flush(made)
+                for old in complete_checkpoints(folder)[: -self.keep]:
+                    # From now on it must not count: a kill may leave half of it.
+                    (old / COMPLETE).unlink()
+                    shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
 
@@ -175,15 +220,42 @@ def write_log(trainer: Trainer, path: Path) -> None:
     temporary.replace(path)
 
 
+@contextmanager
+def writing(path: Path, remedy: str) -> Iterator[None]:
+    """Errors of the disk, as those who can do something about them need to read them.
+
+    Raises:
+        CannotWrite: instead of what Python, torch and safetensors raise.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CannotWrite(Path(error.filename or path), error.strerror or str(error), remedy) from error
+    except SafetensorError as error:
+        raise CannotWrite(path, str(error), remedy) from error
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in ("PytorchStreamWriter", "inline_container", "unexpected pos")):
+            raise
+        raise CannotWrite(path, str(error).splitlines()[0], remedy) from error
+
+
 def _flush(folder: Path) -> None:
-    """Have the files of a folder on the disk before it is called complete."""
-    for path in folder.iterdir():
-        if path.is_file():
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+    """Have a folder's files and their names on the disk before it is called complete."""
+    for path in (*folder.rglob("*"), folder, folder.parent):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
-__all__ = ["KeySampler", "KeyedDataset", "KshotTrainer", "complete_checkpoints", "resume_point", "write_log"]
+__all__ = [
+    "Collator",
+    "KeySampler",
+    "KeyedDataset",
+    "KshotTrainer",
+    "complete_checkpoints",
+    "resume_point",
+    "write_log",
+    "writing",
+]
