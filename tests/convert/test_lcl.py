@@ -16,6 +16,7 @@ from kshot import Episode, Example, load_model
 from kshot.cli import COMMANDS, _of_kind, build_parser, main
 from kshot.convert import CONVERSIONS
 from kshot.convert.lcl import convert_lcl
+from kshot.data.concepts import LINK
 from kshot.errors import ContextTooLong, KshotError, ModelError, OptionError
 from kshot.models.image_mode import HiddenPicture
 from kshot.prompt import Template
@@ -183,6 +184,47 @@ def test_images_become_white_squares(converted, source, size):
     plain = hf.AutoImageProcessor.from_pretrained(converted["all"])([image], return_tensors="pt")["pixel_values"]
     assert plain.shape == found.shape
     assert torch.equal(plain, found) == (size[0] == size[1])
+
+
+UPSTREAM = Template(
+    instruction="You should find the causal relationship between the examples I am going to show you. "
+    "And use that to answer to the [FINAL QUESTION].",
+    demonstration=' USER: [BEGIN EXAMPLE] {question} <image>? ASSISTANT: there is "{answer}" in the image. [END EXAMPLE]',
+    query="[FINAL QUESTION]:  USER: {question} <image>? ASSISTANT:",
+    separator="<s>",
+)
+"""Upstream's episodes as docs/how_to/convert_lcl.md gives them: each turn begins with ``<s>``."""
+
+
+def test_episodes_as_upstream_wrote_and_tokenized_them(converted):
+    shown = tuple(
+        Example(picture(i), "What is in the image", name) for i, name in enumerate(["stone", "red", "airstone"])
+    )
+    query = Example(picture(9), "Based on the previous examples, what is in the image")
+    encoded = load_model(converted["all"]).encode(Episode(shown, query), UPSTREAM, "plain")
+    image = "<im_start>" + "<im_patch>" * PATCHES + "<im_end>"
+    turns = [
+        f' USER: [BEGIN EXAMPLE] What is in the image {image}? ASSISTANT: there is "{name}" in the image. [END EXAMPLE]'
+        for name in ("stone", "red", "airstone")
+    ]
+    turns[0] = UPSTREAM.instruction + turns[0]
+    turns += [f"[FINAL QUESTION]:  USER: Based on the previous examples, what is in the image {image}? ASSISTANT:"]
+    assert list(encoded.tokens.ids) == [token for turn in turns for token in [1, *slow_ids(turn, IDS)]]
+
+
+@pytest.mark.parametrize("style", ["plain", "chat"])
+def test_link_episodes_are_the_processors_own_prompts(converted, style):
+    vlm = load_model(converted["all"])
+    shown = tuple(Example(picture(i), "What is in the image", name) for i, name in enumerate(["stone", "red"]))
+    one = Episode(shown, Example(picture(9), "What is in the image"))
+    prompt = vlm.prompt(one, LINK, style)
+    text = prompt.text("<im_patch>")
+    assert text.count("What is in the image <im_start><im_patch><im_end>?") == 3
+    if style == "chat":
+        assert text.count("</s>USER: ") == 2
+        assert text.endswith(" ASSISTANT:")
+    own = vlm.processor(text=text, images=[p.load() for p in prompt.pictures])["input_ids"][0]
+    assert list(vlm.encode(one, LINK, style).tokens.ids) == own
 
 
 # ------------------------------------------------------------------------------------------------ image modes

@@ -11,7 +11,6 @@ followed by :func:`kshot.load_model`; plain transformers inserts all images.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -29,7 +28,7 @@ from kshot.convert.lcl_words import PATCH, Words, read_words
 from kshot.convert.record import try_conversion, write_record
 from kshot.convert.shards import DTYPES, Entry, write_sharded
 from kshot.convert.vision import VisionSource, open_vision, vision_names
-from kshot.convert.weights import Weights
+from kshot.convert.weights import Weights, read_json
 from kshot.errors import ModelError, OptionError
 
 ImageMode = Literal["all", "last_only"]
@@ -132,12 +131,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise ModelError(f"{folder} is no checkpoint: it has no config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is no valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} does not hold a configuration")
+    config = read_json(path)
     kind = config.get("model_type")
     if "text_config" in config or "vision_config" in config:
         raise ModelError(
@@ -307,22 +301,14 @@ def _processor(plan: Plan, tower: VisionSource) -> tuple[Any, tuple[str, ...]]:
 
 
 def _generation(folder: Path, text: Any) -> GenerationConfig:
-    """The source's settings of generation, or greedy decoding with LLaMA's special tokens."""
-    if (folder / "generation_config.json").is_file():
-        try:
-            found = GenerationConfig.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{folder / 'generation_config.json'} cannot be read: {error}") from error
-    else:
-        found = GenerationConfig()
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if getattr(found, name) is None:
-            setattr(found, name, getattr(text, name))
-    return found
+    """Greedy decoding, as upstream's, with the source's special tokens."""
+    ids = {name: getattr(text, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    own = read_json(folder / "generation_config.json")
+    return GenerationConfig(**{name: number if own.get(name) is None else own[name] for name, number in ids.items()})
 
 
 def _notes(plan: Plan, image_mode: str) -> tuple[str, ...]:
-    notes: list[str] = []
+    notes = ["plain transformers pads images to squares in CLIP's mean colour; kshot in white, as upstream"]
     if plan.words.added:
         notes.append(f"the tokenizer lacked {', '.join(plan.words.added)}: added at the ids that upstream gives them")
     if image_mode == "last_only":

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from kshot.convert.sentencepiece import llama_tokenizer, set_llama_pipeline
+from kshot.convert.weights import read_json
 from kshot.errors import ModelError
 
 PATCH, START, END = "<im_patch>", "<im_start>", "<im_end>"
@@ -84,7 +85,7 @@ def read_words(folder: Path, config: dict[str, Any], rows: int) -> Words:
     backend = _read(folder)
     held = json.loads(backend.to_str())
     added = {entry["content"]: entry for entry in held["added_tokens"]}
-    for content, number in sorted(_json(folder / "added_tokens.json").items(), key=lambda item: item[1]):
+    for content, number in sorted(read_json(folder / "added_tokens.json").items(), key=lambda item: item[1]):
         known = backend.token_to_id(content)
         if known is not None and known != number:
             raise ModelError(
@@ -142,24 +143,11 @@ def _settings(folder: Path) -> dict[str, str]:
     """The special tokens that the tokenizer's files name: ``bos_token`` and the like."""
     named: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        for key, value in _json(folder / file).items():
+        for key, value in read_json(folder / file).items():
             content = value.get("content") if isinstance(value, dict) else value
             if key in ("bos_token", "eos_token", "unk_token", "pad_token") and isinstance(content, str) and content:
                 named[key] = content
     return named
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON file with an object; empty if there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is no valid JSON: {error}") from error
-    if not isinstance(held, dict):
-        raise ModelError(f"{path} does not hold a JSON object")
-    return held
 
 
 def _fast(backend: Tokenizer, settings: dict[str, str], config: dict[str, Any]) -> Any:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlavaImageProcessorPil
 
-from kshot.convert.weights import Weights
+from kshot.convert.weights import Weights, read_json
 from kshot.errors import ModelError
 from kshot.models.processors import BACKGROUND
 
@@ -81,11 +80,8 @@ def open_vision(source: str) -> VisionSource:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{source} is no model folder: it has no config.json; give the folder of a CLIP model")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is no valid JSON: {error}") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    config = read_json(path)
+    kind = config.get("model_type")
     if kind not in ("clip", "clip_vision_model"):
         raise ModelError(
             f"{source} is no CLIP model but {kind!r}; upstream sees images through a CLIP (openai/clip-vit-large-patch14)"

@@ -127,6 +127,23 @@ class Weights:
         return held
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file with an object; empty if there is no file.
+
+    Raises:
+        ModelError: it holds something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(held, dict):
+        raise ModelError(f"{path} does not hold a JSON object")
+    return held
+
+
 def _shards(folder: Path) -> tuple[list[Path], list[str]]:
     """The files with weights, in order, and the names that an index says they hold (none without an index)."""
     for single, index in (SAFETENSORS, PICKLED):

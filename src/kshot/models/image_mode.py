@@ -35,7 +35,8 @@ class HiddenPicture(Picture):
         self.source, self.name = source, source.name
 
     def load(self) -> Image.Image:
-        return self.source.load()
+        """Never: whoever asks for its pixels would insert it."""
+        raise ModelError(f"{self.name} is left out of its prompt (image mode 'last_only'): take inputs from VLM.inputs")
 
     @property
     def digest(self) -> str:
