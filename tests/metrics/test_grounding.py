@@ -99,8 +99,15 @@ def test_strict_and_upstream_figures():
 CANDIDATES = [(0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)]
 
 
-def pointing(said: str, right: int, answer: str = "[0.500,0.500,1.000,1.000]"):
+def pointing(said: str, right: int):
+    answer = "[" + ",".join(f"{v:.3f}" for v in CANDIDATES[right]) + "]"
     return visual7w_accuracy([said], [query(answer, candidates=CANDIDATES, right=right)])
+
+
+def test_the_point_of_the_reference_is_right_wherever_it_is():
+    overlapped = query("[0.100,0.100]", candidates=CANDIDATES, right=2)
+    assert visual7w_accuracy(["[0.100,0.100]"], [overlapped]).value == 1
+    assert visual7w_accuracy(["[0.100,0.101]"], [overlapped]).value == 0
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,11 @@ def visual7w_accuracy(predictions: Sequence[str], queries: Sequence[Example]) ->
 
     ``query.metadata`` holds ``candidates`` (boxes) and ``right`` (the place of the right one). A box in the text chooses the
     candidate with which it has the largest IoU (of equal ones the first; none if all are 0); without a box, a point chooses, of
-    the candidates that it lies in, the one whose centre is nearest. Details: ``exact`` (the first box or point of the text is,
-    in its three decimals, that of the reference), ``unparsed`` and ``none`` (numbers of texts with neither box nor point, and
-    of those that choose no candidate), ``chance``. The upstream code compares only what stands before the first full stop,
-    which is inside the first coordinate (``[0``), so that nearly every answer is right by it; its figure is not given.
+    the candidates that it lies in, the one whose centre is nearest. A box or point that is, in its three decimals, that of the
+    reference is right in any case. Details: ``exact`` (share of these), ``unparsed`` and ``none`` (numbers of texts with
+    neither box nor point, and of those that choose no candidate), ``chance``. The upstream code compares only what stands
+    before the first full stop, which is inside the first coordinate (``[0``), so that nearly every answer is right by it; its
+    figure is not given.
     """
     check("visual7w_accuracy", predictions, queries)
     scores, exact, chance, unparsed, none = [], [], [], 0, 0
@@ -101,9 +102,11 @@ def visual7w_accuracy(predictions: Sequence[str], queries: Sequence[Example]) ->
         box, point = first_box(prediction), first_point(prediction)
         choice = _nearest_box(box, candidates) if box else _around(point, candidates) if point else None
         unparsed, none = unparsed + (box is None and point is None), none + (choice is None)
-        scores.append(float(choice is not None and candidates[choice] == candidates[right]))
         said: Box | Point | None = box or point
         exact.append(float(said is not None and said == (first_box(reference) or first_point(reference))))
+        chosen = choice is not None and candidates[choice] == candidates[right]
+        # Where candidates overlap, a point that was taken from the right one may be nearer to another.
+        scores.append(float(chosen or exact[-1]))
         chance.append(candidates.count(candidates[right]) / len(candidates))
     details = {"exact": mean(exact), "unparsed": float(unparsed), "none": float(none), "chance": mean(chance)}
     return _accuracy(scores, queries, details)
