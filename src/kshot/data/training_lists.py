@@ -76,7 +76,7 @@ def draw_training(classes: Sequence[ListedClass], root: Path, similarity: Path, 
         near = binned_neighbours(values, bins=draws.bins, seed=draws.seed, keys=keys, names=names)
     else:
         near = random_neighbours(len(classes), count=draws.bins, seed=draws.seed, keys=keys, names=names)
-        notices.append("neighbours are random (no --clip): they are no harder negatives than any other class")
+        notices.append("neighbours are random, not similar: they are no harder negatives than any other class")
     if (least := min(map(len, near))) < draws.bins:
         notices.append(f"{len(classes)} classes are too few for {draws.bins} neighbours each: some have {least}")
     rows = build_train(classes, near, samples=draws.samples, seed=draws.seed, unusable=skipped)
