@@ -15,8 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoProcessor, LlavaForConditionalGeneration, TrainerCallback
 
 import kshot
 from kshot.chat import render_chat
@@ -36,11 +35,20 @@ from kshot.training.tiny_episodes import (
     unseen_names,
 )
 from kshot.training.tiny_export import build_processor
-from kshot.training.tiny_language import Features, Mixture, TinyLanguage, fold, single_token_namer, train_language
-from kshot.training.tiny_model import ImageEncoder, TinyShape, build_model, normalise
+from kshot.training.tiny_language import (
+    Features,
+    LanguageObjective,
+    Mixture,
+    Stage,
+    TinyLanguage,
+    fold,
+    single_token_namer,
+    train_language,
+)
+from kshot.training.tiny_model import ImageEncoder, TinyShape, build_model, deepen, narrow, normalise
 from kshot.training.tiny_report import Bench, shuffle_labels, wilson
 from kshot.training.tiny_tokenizer import build_tokenizer
-from kshot.training.tiny_vision import train_vision
+from kshot.training.tiny_vision import VisionObjective, train_vision
 
 EMBEDDED = Path(kshot.__file__).parent / "assets" / "tiny"
 HASH = """
@@ -197,34 +205,66 @@ def test_folding_leaves_a_plain_llava_with_the_same_logits(tiny, tokenizer, bank
     assert (ours - theirs).abs().max() < 0.05 * ours.abs().max()  # features are kept in half precision
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(tokenizer, banks, tmp_path):
-    shape = TinyShape(vision_width=32, vision_layers=1, width=32, layers=1, head_dim=8)
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
 
-    def run(name: str, parts: list[int]) -> dict[str, torch.Tensor]:
-        for stop in parts:
-            model = build_model(shape, tokenizer, seed=0)
-            train_vision(
-                model,
-                banks,
-                tmp_path / f"{name}-v.safetensors",
-                steps=3,
-                classes=4,
-                scenes=8,
-                save_every=1,
-                stop_after=stop,
-            )
-        for stop in parts:
-            features = Features(ImageEncoder(model), banks)
-            fresh = build_model(shape, tokenizer, seed=0)
-            fresh.model.vision_tower.load_state_dict(model.model.vision_tower.state_dict())
-            path = tmp_path / f"{name}-l.safetensors"
-            options = {"steps": 3, "short_steps": 1, "single_steps": 1, "mixture": Mixture(tokens=400), "save_every": 1}
-            train_language(fresh, tokenizer, features, path, stop_after=stop, **options)
-        return load_file(tmp_path / f"{name}-v.safetensors") | load_file(path)
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_save = state.global_step == self.step
 
-    once, twice = run("once", [3]), run("twice", [2, 3])
-    assert once.keys() == twice.keys()
+
+def test_an_interrupted_run_ends_with_the_same_weights(tokenizer, banks, tmp_path, monkeypatch):
+    """The vision tower, and a language model whose stages change on the way, stopped in the middle of a stage."""
+    from kshot.training import run as module
+
+    shape = TinyShape(vision_width=32, vision_layers=1, width=32, layers=3, head_dim=8)
+    original = module.KshotTrainer
+
+    def train(name, *, stop_vision=None, stop_language=None):
+        stops = iter((stop_vision, stop_language))
+
+        class Stopping(original):
+            def __init__(self, *args, callbacks=(), **options):
+                stop = next(stops)
+                super().__init__(*args, callbacks=[*callbacks, *([StopAt(stop)] if stop else [])], **options)
+
+        monkeypatch.setattr(module, "KshotTrainer", Stopping)
+        model = build_model(shape, tokenizer, seed=0)
+        objective = VisionObjective(model, banks, steps=4, classes=4, scenes=8)
+        train_vision(objective, tmp_path / name / "vision", snapshots=(2,))
+        if stop_vision:
+            return None
+        assert (tmp_path / name / "vision" / "vision-2.safetensors").exists()
+        language = LanguageObjective(
+            model,
+            tokenizer,
+            lambda early: Features(ImageEncoder(model), banks),
+            [Stage(3, Mixture(tokens=300)), Stage(4, Mixture(tokens=300, balanced=True, prototype=0.5, hint=0.5))],
+            single_steps=1,
+            short_steps=1,
+        )
+        train_language(language, tmp_path / name / "language", lambda step: 1e-3)
+        return {k: v.clone() for k, v in model.state_dict().items()}
+
+    once = train("once")
+    train("twice", stop_vision=2)
+    train("twice", stop_language=2)
+    twice = train("twice")
     assert all(torch.equal(once[key], twice[key]) for key in once)
+
+
+def test_new_layers_change_nothing_until_they_are_trained(tokenizer):
+    model = build_model(TinyShape(vision_width=32, vision_layers=1, width=32, layers=3, head_dim=8), tokenizer, seed=0)
+    ids = torch.arange(10)[None]
+    before = model(input_ids=ids).logits
+    deepen(model, at=2, count=2)
+    torch.testing.assert_close(model(input_ids=ids).logits, before)
+    assert model.config.text_config.num_hidden_layers == 5
+    assert [layer.self_attn.layer_idx for layer in model.model.language_model.layers] == [0, 1, 2, 3, 4]
+    narrow(model, 60)
+    after = model(input_ids=ids).logits
+    assert not torch.equal(after, before)
+    assert model.generate(input_ids=ids, max_new_tokens=3, do_sample=False).shape[1] > 10
 
 
 def test_single_token_names_are_single_tokens(tokenizer):

@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_model
+
 from kshot.errors import OptionError
 from kshot.training.tiny_banks import Banks, build_banks
-from kshot.training.tiny_checkpoint import checkpoint_step, load_checkpoint
 from kshot.training.tiny_export import export
-from kshot.training.tiny_language import Features, Mixture, TinyLanguage, fold, train_language
-from kshot.training.tiny_model import ImageEncoder, TinyShape, build_model
+from kshot.training.tiny_language import Features, LanguageObjective, Mixture, Stage, fold, train_language
+from kshot.training.tiny_model import ImageEncoder, TinyShape, build_model, deepen, learning_rate, narrow
 from kshot.training.tiny_tokenizer import build_tokenizer
-from kshot.training.tiny_vision import train_vision
+from kshot.training.tiny_vision import VisionObjective, snapshot, train_vision
 from kshot.training.train import objectives
 
 
@@ -33,9 +34,17 @@ def train_tiny(
     early_vision: int = 6000,
     early_language: int = 750,
     late_language: int = 1500,
-    language_stop: int | None = None,
-    refine_steps: int | None = None,
+    language_stop: int = 2750,
+    refine_steps: int = 4000,
     refine_rate: float = 8e-4,
+    deep_layers: int = 2,
+    deep_units: int = 352,
+    deep_steps: int = 4000,
+    deep_rate: float = 1e-3,
+    deep_scenes: float = 0.2,
+    deep_renamed: float = 0.45,
+    deep_short: float = 0.5,
+    deep_constant: float = 0.6,
     short_steps: int = 400,
     single_steps: int = 250,
     invented: int = 10000,
@@ -58,14 +67,18 @@ def train_tiny(
         omniglot: archive of Omniglot characters for training (``images_background_small1.zip``); without it, all characters are
             invented, and real handwriting is recognised less well.
         vision_steps: steps of the vision tower.
-        language_steps: steps of the language model.
+        language_steps: steps that the learning rate of the language model is first laid out for.
         early_vision, early_language: the first ``early_language`` steps of the language model look through the vision tower as it was
             after ``early_vision`` steps, the rest through the finished one. (What is learnt first is hardly about vision, and
             on two cores both halves can then be trained side by side.)
         late_language: from this step on, the three kinds of episodes weigh the same in the loss, and batches hold less padding.
-        language_stop: end after this step although the learning rate's schedule is laid out for ``language_steps``.
-        refine_steps: then go on to this step, with a schedule of so many steps and the peak rate ``refine_rate``: a second descent.
+        language_stop: leave the learning rate's schedule of ``language_steps`` at this step.
+        refine_steps: and go on to this step with a schedule of so many steps and the peak rate ``refine_rate``: a second descent.
         refine_rate: see ``refine_steps``.
+        deep_layers: layers that are then inserted before the last one; at first they change nothing.
+        deep_units: what the feed-forward layers are cut to, to pay for them.
+        deep_steps, deep_rate: steps and peak rate of the last run, in which all is trained with the hint and prototype losses.
+        deep_scenes, deep_renamed, deep_short, deep_constant: its mixture, see :class:`~kshot.training.tiny_language.Mixture`.
         short_steps: how many of the language model's steps use the short wording only.
         single_steps: how many of them use labels of a single token only.
         invented, drawings: invented characters, and drawings of each.
@@ -88,8 +101,7 @@ def train_tiny(
         raise OptionError(f"early_vision must be between 1 and vision_steps ({vision_steps}), not {early_vision}")
     if quick:
         vision_steps, early_vision, short_steps, single_steps = 4, 2, 2, 1
-        early_language, late_language, language_steps, language_stop = 2, 3, 4, None
-        refine_steps = 5
+        early_language, late_language, language_steps, language_stop, refine_steps, deep_steps = 2, 3, 4, 4, 5, 2
         invented, drawings, merged, scenes, batch_classes, batch_tokens = 40, 5, 2 if omniglot else 0, 300, 9, 900
         compile, workers = False, 1
     folder = Path(work) if work is not None else Path(f"{os.fspath(out).rstrip('/')}.work")
@@ -103,41 +115,24 @@ def train_tiny(
         seed=seed,
         workers=workers,
     )
+    pictures = {"invented": invented, "drawings": drawings, "merged": merged, "scenes": scenes, "real": bool(omniglot)}
     shape = TinyShape()
     tokenizer = build_tokenizer(seed=seed, positions=shape.positions)
     model = build_model(shape, tokenizer, seed)
-    checkpoint = folder / "vision.safetensors"
-    train_vision(
-        model,
-        banks,
-        checkpoint,
-        steps=vision_steps,
-        classes=batch_classes,
-        seed=seed,
-        snapshots=(early_vision,),
-        compile=compile,
-    )
+    towers = folder / "vision"
+    seeing = VisionObjective(model, banks, steps=vision_steps, classes=batch_classes, seed=seed, compile=compile)
+    train_vision(seeing, towers, snapshots=(early_vision,), trainer=trainer, config=pictures)
+    model.eval()
 
-    def language_until(
-        stop: int, features: Features, mixture: Mixture, *, steps: int = language_steps, peak: float = 1.5e-3
-    ) -> TinyLanguage:
-        return train_language(
-            model,
-            tokenizer,
-            features,
-            folder / "language.safetensors",
-            steps=steps,
-            short_steps=short_steps,
-            single_steps=single_steps,
-            mixture=mixture,
-            peak=peak,
-            seed=seed,
-            compile=compile,
-            stop_after=stop,
-        )
+    def features(early: bool) -> Features:
+        encoder = ImageEncoder(model)
+        if early:
+            encoder = ImageEncoder(build_model(shape, tokenizer, seed).eval())
+            load_model(encoder, snapshot(towers, early_vision))
+        return Features(encoder, banks)
 
     mixture = Mixture(tokens=batch_tokens)
-    late_mixture = replace(
+    late = replace(
         mixture,
         tokens=round(1.1 * batch_tokens),
         scenes=0.27,
@@ -147,15 +142,53 @@ def train_tiny(
         one_kind=True,
         balanced=True,
     )
-    if checkpoint_step(folder / "language.safetensors") < early_language:
-        early = ImageEncoder(build_model(shape, tokenizer, seed).eval())
-        load_checkpoint(checkpoint.with_name(f"vision-{early_vision}.safetensors"), {"encoder": early})
-        language_until(early_language, Features(early, banks), mixture)
-    features = Features(ImageEncoder(model), banks)
-    if checkpoint_step(folder / "language.safetensors") < late_language:
-        language_until(late_language, features, mixture)
-    language = language_until(language_stop or language_steps, features, late_mixture)
-    if refine_steps:
-        language = language_until(refine_steps, features, late_mixture, steps=refine_steps, peak=refine_rate)
-    fold(model, language, features)
+    speaking = LanguageObjective(
+        model,
+        tokenizer,
+        features,
+        [Stage(early_language, mixture, early=True), Stage(late_language, mixture), Stage(refine_steps, late)],
+        single_steps=single_steps,
+        short_steps=short_steps,
+        seed=seed,
+        compile=compile,
+    )
+
+    def descents(step: int) -> float:
+        """The learning rate goes down twice: the second descent begins where the first one stops."""
+        if step < language_stop:
+            return learning_rate(step, language_steps, 1.5e-3, warm_up=150, hold=0.5)
+        return learning_rate(step, refine_steps, refine_rate, warm_up=0, hold=0.5)
+
+    train_language(speaking, folder / "language", descents, trainer=trainer, config=pictures)
+    deepen(model, at=shape.layers - 1, count=deep_layers)
+    narrow(model, deep_units)
+    deep = replace(
+        late,
+        scenes=deep_scenes,
+        renamed=deep_renamed,
+        short=deep_short,
+        constant=deep_constant,
+        hint=0.5,
+        prototype=0.5,
+    )
+    relating = LanguageObjective(
+        model,
+        tokenizer,
+        features,
+        [Stage(deep_steps, deep)],
+        seed=seed,
+        number=1,
+        fresh=False,
+        compile=compile,
+    )
+    relating.model.take_additions(speaking.model)
+    train_language(
+        relating,
+        folder / "deep",
+        lambda step: learning_rate(step, deep_steps, deep_rate, warm_up=150, hold=0.5),
+        trainer=trainer,
+        config=pictures,
+    )
+    model.eval()
+    fold(model, relating.model, relating.features(False))
     return export(model, tokenizer, out, patch=shape.patch)

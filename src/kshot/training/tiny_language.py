@@ -8,21 +8,23 @@ picture is most alike. The probe is thrown away afterwards.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
 from kshot.data.drawing import SCENE_TASKS
+from kshot.training.objective import Objective
+from kshot.training.run import run_steps
 from kshot.training.tiny_banks import Banks
 from kshot.training.tiny_batches import IGNORED, Encoder, TokenBatch
-from kshot.training.tiny_checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.tiny_episodes import (
     Namer,
     TinyEpisode,
@@ -33,7 +35,7 @@ from kshot.training.tiny_episodes import (
     scenes_by_value,
     training_names,
 )
-from kshot.training.tiny_model import ImageEncoder, learning_rate
+from kshot.training.tiny_model import ImageEncoder
 from kshot.training.tiny_prompts import Wording, random_wording, short_wording
 from kshot.training.tiny_vision import embed
 
@@ -93,6 +95,12 @@ class TinyLanguage(nn.Module):
         vectors.normal_(0, 1)
         vectors[label_ids] = (vectors[label_ids] + torch.randn(vectors.shape[1])) / 2**0.5
 
+    def take_additions(self, other: TinyLanguage) -> None:
+        """Go on with another run's image direction and probes."""
+        self.image_direction.data.copy_(other.image_direction.data)
+        for name in ("probe", "hint", "prototype"):
+            getattr(self, name).load_state_dict(getattr(other, name).state_dict())
+
     def states(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Hidden states (rows, length, width) of embeddings: final, after the first layer, before the last two, before the last."""
         positions = torch.arange(embeddings.shape[1])[None]
@@ -142,66 +150,122 @@ class Mixture:
     lengths: tuple[tuple[int, float], ...] = ((9, 0.6), (4, 0.05), (6, 0.07), (17, 0.08), (21, 0.13), (33, 0.07))
 
 
-def train_language(
-    model: LlavaForConditionalGeneration,
-    tokenizer: object,
-    features: Features,
-    checkpoint: Path,
-    *,
-    steps: int,
-    short_steps: int,
-    single_steps: int,
-    mixture: Mixture,
-    peak: float = 1.5e-3,
-    seed: int = 0,
-    compile: bool = False,
-    save_every: int = 250,
-    stop_after: int | None = None,
-) -> TinyLanguage:
-    """Train the language model of ``model`` in place and return it with its additions.
+@dataclass(frozen=True)
+class Stage:
+    """Part of a run of the language model.
+
+    Attributes:
+        until: the step at which it ends.
+        mixture: what its episodes are made of.
+        early: whether it looks through the vision tower as it was early in that tower's training.
+    """
+
+    until: int
+    mixture: Mixture
+    early: bool = False
+
+
+class LanguageObjective(Objective):
+    """Answers, and what helps to learn them early: the summary, hint and prototype losses. An item is the batch of a step.
 
     Args:
-        model, tokenizer: what is trained, and its tokenizer.
-        features: features of the training pictures.
-        checkpoint: where the state is saved; a run resumes from it.
-        steps: optimiser steps; the first ``short_steps`` see episodes of nine pictures in the short wording only.
-        single_steps: as long, all labels are single tokens: matching is learnt before spelling.
-        mixture: what episodes are made of.
-        peak: learning rate.
+        model, tokenizer: the model whose language model is trained, and its tokenizer.
+        features: features of the training pictures, made when they are first needed: of the finished vision tower (``False``), of the
+            early one (``True``).
+        stages: the parts of the run, in order; the last one ends it.
+        single_steps: in the first so many steps all labels are single tokens: matching is learnt before spelling.
+        short_steps: the first so many steps see episodes of nine pictures in the short wording only.
         seed: batches derive from (seed, step).
+        number: of the run, if a model has several: each has batches of its own.
+        fresh: whether the language model is new; its word vectors are then brought to scale.
         compile: use torch.compile (about twice as fast after some minutes; other rounding).
-        save_every: steps between checkpoints.
-        stop_after: stop after this step although the schedule goes on (to look at the model on the way).
     """
-    encoder = Encoder(tokenizer, features.tables[0].shape[1])
-    single = single_token_namer(tokenizer)
-    language = TinyLanguage(model, seed)
-    language.start(label_piece_ids(tokenizer))
-    parameters = list(language.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.0, betas=(0.9, 0.98))
-    begin = load_checkpoint(checkpoint, {"language": language}, optimizer)
-    run = torch.compile(language.states, dynamic=True) if compile else language.states
-    model.train()
-    last = min(steps, stop_after or steps)
-    bar = tqdm(range(begin, last), initial=begin, total=steps, desc="language", disable=None)
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak, warm_up=150, hold=0.5)
-        rng = np.random.default_rng([seed, 30, step])
-        namer = single if step < single_steps else training_names
-        batch = training_batch(rng, features, encoder, mixture, namer, short=step < short_steps)
-        answers, summary, hint, prototype = losses(language, run, batch, features, balanced=mixture.balanced)
-        (answers + summary + mixture.hint * hint + mixture.prototype * prototype).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        bar.set_postfix(
-            loss=f"{answers.item():.3f}", summary=f"{summary.item():.3f}", hint=f"{hint.item():.3f}", refresh=False
-        )
-        if (step + 1) % save_every == 0 or step + 1 == last:
-            save_checkpoint(checkpoint, {"language": language}, optimizer, step + 1)
-    model.eval()
-    return language
+
+    model: TinyLanguage
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        tokenizer: object,
+        features: Callable[[bool], Features],
+        stages: Sequence[Stage],
+        *,
+        single_steps: int = 0,
+        short_steps: int = 0,
+        seed: int = 0,
+        number: int = 0,
+        fresh: bool = True,
+        compile: bool = False,
+    ):
+        self.model = TinyLanguage(model, seed)
+        if fresh:
+            self.model.start(label_piece_ids(tokenizer))
+        self.stages, self.single_steps, self.short_steps = tuple(stages), single_steps, short_steps
+        self.seed, self.number = seed, number
+        self.features: Callable[[bool], Features] = lru_cache(maxsize=1)(features)
+        self._single = single_token_namer(tokenizer)
+        self._tokenizer = tokenizer
+        self._run = torch.compile(self.model.states, dynamic=True) if compile else self.model.states
+
+    def __len__(self) -> int:
+        return self.stages[-1].until
+
+    def item(self, epoch: int, index: int) -> dict[str, Any]:
+        stage = self._stage(index)
+        features = self.features(stage.early)
+        encoder = self._encoder(features.tables[0].shape[1])
+        rng = np.random.default_rng([self.seed, 30 + self.number, index])
+        namer = self._single if index < self.single_steps else training_names
+        batch = training_batch(rng, features, encoder, stage.mixture, namer, short=index < self.short_steps)
+        return {field.name: getattr(batch, field.name) for field in fields(batch)} | {"step": index}
+
+    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return items[0]
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        stage = self._stage(batch["step"])
+        tokens = TokenBatch(**{name: value for name, value in batch.items() if name != "step"})
+        mixture = stage.mixture
+        parts = losses(self.model, self._run, tokens, self.features(stage.early), balanced=mixture.balanced)
+        answers, summary, hint, prototype = parts
+        total = answers + summary + mixture.hint * hint + mixture.prototype * prototype
+        named = {"answer_loss": answers, "summary_loss": summary, "hint_loss": hint, "prototype_loss": prototype}
+        return total, named
+
+    def _stage(self, step: int) -> Stage:
+        return next(stage for stage in self.stages if step < stage.until)
+
+    @lru_cache(maxsize=1)  # noqa: B019 - an objective lives as long as its run
+    def _encoder(self, image_tokens: int) -> Encoder:
+        return Encoder(self._tokenizer, image_tokens)
+
+
+def train_language(
+    objective: LanguageObjective,
+    folder: Path,
+    rate: Callable[[int], float],
+    *,
+    trainer: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Train the language model in place.
+
+    Args:
+        objective: what to train on.
+        folder: of checkpoints; a run resumes from them.
+        rate: step -> learning rate.
+        trainer: arguments of TrainingArguments.
+        config: what else identifies the run.
+    """
+    optimizer = torch.optim.AdamW(objective.model.parameters(), lr=1.0, weight_decay=0.0, betas=(0.9, 0.98))
+    record = {
+        "stages": [{"until": s.until, "early": s.early, **asdict(s.mixture)} for s in objective.stages],
+        "single_steps": objective.single_steps,
+        "short_steps": objective.short_steps,
+        **(config or {}),
+    }
+    own = {"save_steps": 250, **(trainer or {})}
+    run_steps(objective, folder, optimizer, rate, trainer=own, config=record, seed=objective.seed)
 
 
 def losses(

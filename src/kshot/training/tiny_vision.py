@@ -6,18 +6,21 @@ attribute. Nothing here knows of language; the language model is trained on the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_model
 from torch import Tensor, nn
-from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, TrainerCallback
 
 from kshot.data.drawing import SCENE_TASKS
+from kshot.training.objective import Objective
+from kshot.training.run import run_steps
 from kshot.training.tiny_banks import UNNAMED, Banks, Pixels
-from kshot.training.tiny_checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.tiny_model import ImageEncoder, learning_rate, normalise
 
 VIEWS = 4
@@ -25,70 +28,120 @@ VIEWS = 4
 TEMPERATURE = 0.1
 
 
-def train_vision(
-    model: LlavaForConditionalGeneration,
-    banks: Banks,
-    checkpoint: Path,
-    *,
-    steps: int,
-    classes: int = 64,
-    scenes: int = 64,
-    peak: float = 1e-3,
-    seed: int = 0,
-    snapshots: tuple[int, ...] = (),
-    compile: bool = False,
-    save_every: int = 1000,
-    stop_after: int | None = None,
-) -> None:
-    """Train the vision tower and projector of ``model`` in place.
+class VisionModel(nn.Module):
+    """What is trained: vision tower and projector, and a linear head for each attribute of scenes."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, seed: int):
+        super().__init__()
+        self.encoder = ImageEncoder(model)
+        torch.manual_seed(seed)
+        width = self.encoder.projector.linear_2.out_features
+        self.heads = nn.ModuleList(nn.Linear(width, len(words)) for words in SCENE_TASKS.values())
+
+
+class VisionObjective(Objective):
+    """Contrastive loss of characters, cross-entropy of scenes' attributes; an item is the batch of a step.
 
     Args:
         model: the model; its language model is not touched.
         banks: the pictures.
-        checkpoint: where the state is saved; a run resumes from it.
         steps: optimiser steps.
         classes, scenes: character classes (:data:`VIEWS` drawings each) and scenes in a batch.
-        peak: learning rate.
         seed: batches derive from (seed, step).
-        snapshots: steps after which a copy is kept as ``<checkpoint stem>-<step>.safetensors``.
         compile: use torch.compile (faster after some minutes; other rounding).
-        save_every: steps between checkpoints.
-        stop_after: stop after this step although the schedule goes on (to look at the model on the way).
     """
-    encoder = ImageEncoder(model)
-    width = encoder.projector.linear_2.out_features
-    torch.manual_seed(seed)
-    heads = nn.ModuleList(nn.Linear(width, len(words)) for words in SCENE_TASKS.values())
-    modules = {"encoder": encoder, "heads": heads}
-    parameters = [p for module in modules.values() for p in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.01, betas=(0.9, 0.98))
-    begin = load_checkpoint(checkpoint, modules, optimizer)
-    run = torch.compile(encoder, dynamic=False) if compile else encoder
-    model.train()
-    last = min(steps, stop_after or steps)
-    for step in tqdm(range(begin, last), initial=begin, total=steps, desc="vision", disable=None):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak, warm_up=200, hold=0.3)
-        characters, pictures, attributes = _batch(banks, np.random.default_rng([seed, 10, step]), classes, scenes)
-        features = run(torch.cat([normalise(characters), normalise(pictures)])).mean(1)
-        loss = contrastive_loss(features[: len(characters)], VIEWS)
-        logits = [head(features[len(characters) :]) for head in heads]
+
+    model: VisionModel
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        banks: Banks,
+        *,
+        steps: int,
+        classes: int = 64,
+        scenes: int = 64,
+        seed: int = 0,
+        compile: bool = False,
+    ):
+        self.model = VisionModel(model, seed)
+        self.banks, self.steps, self.classes, self.scenes, self.seed = banks, steps, classes, scenes, seed
+        self._encode = torch.compile(self.model.encoder, dynamic=False) if compile else self.model.encoder
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def item(self, epoch: int, index: int) -> dict[str, Tensor]:
+        return _batch(self.banks, np.random.default_rng([self.seed, 10, index]), self.classes, self.scenes)
+
+    def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
+        return items[0]
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        characters, attributes = batch["characters"], batch["attributes"]
+        features = self._encode(torch.cat([normalise(characters), normalise(batch["scenes"])])).mean(1)
+        contrast = contrastive_loss(features[: len(characters)], VIEWS)
+        logits = [head(features[len(characters) :]) for head in self.model.heads]
         named = (attributes != UNNAMED).sum(0).clamp(min=1)
         wrong = [
             F.cross_entropy(a, attributes[:, i], ignore_index=UNNAMED, reduction="sum") for i, a in enumerate(logits)
         ]
-        loss = loss + (torch.stack(wrong) / named).mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % save_every == 0 or step + 1 == last:
-            save_checkpoint(checkpoint, modules, optimizer, step + 1)
-        if step + 1 in snapshots:
-            save_checkpoint(
-                checkpoint.with_name(f"{checkpoint.stem}-{step + 1}.safetensors"), modules, optimizer, step + 1
-            )
-    model.eval()
+        naming = (torch.stack(wrong) / named).mean()
+        return contrast + naming, {"contrastive_loss": contrast, "attribute_loss": naming}
+
+
+def train_vision(
+    objective: VisionObjective,
+    folder: Path,
+    *,
+    peak: float = 1e-3,
+    snapshots: tuple[int, ...] = (),
+    trainer: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Train the vision tower and projector in place.
+
+    Args:
+        objective: what to train on.
+        folder: of checkpoints; a run resumes from them.
+        peak: learning rate.
+        snapshots: steps after which a copy of tower and projector is kept, see :func:`snapshot`.
+        trainer: arguments of TrainingArguments.
+        config: what else identifies the run.
+    """
+    optimizer = torch.optim.AdamW(objective.model.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.98))
+
+    def factor(step: int) -> float:
+        return learning_rate(step, objective.steps, 1.0, warm_up=200, hold=0.3)
+
+    run_steps(
+        objective,
+        folder,
+        optimizer,
+        factor,
+        trainer={"save_steps": 1000, **(trainer or {})},
+        config={"peak": peak, "classes": objective.classes, "scenes": objective.scenes, **(config or {})},
+        seed=objective.seed,
+        callbacks=[_Keep(objective.model.encoder, folder, snapshots)],
+    )
+
+
+def snapshot(folder: Path, step: int) -> Path:
+    """Where a copy of the vision tower as it was after ``step`` steps is kept."""
+    return folder / f"vision-{step}.safetensors"
+
+
+class _Keep(TrainerCallback):
+    """Keeps copies of the encoder on the way."""
+
+    def __init__(self, encoder: nn.Module, folder: Path, steps: tuple[int, ...]):
+        self.encoder, self.folder, self.steps = encoder, folder, steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in self.steps and args.should_save:
+            path = snapshot(self.folder, state.global_step)
+            save_model(self.encoder, str(path.with_suffix(".tmp")))
+            path.with_suffix(".tmp").replace(path)
 
 
 def contrastive_loss(features: Tensor, views: int) -> Tensor:
@@ -100,8 +153,8 @@ def contrastive_loss(features: Tensor, views: int) -> Tensor:
     return -(similarity.log_softmax(1) * same).sum(1).mean() / (views - 1)
 
 
-def _batch(banks: Banks, rng: np.random.Generator, classes: int, scenes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Characters (classes * VIEWS, EDGE, EDGE), scenes (n, EDGE, EDGE, 3) and their attributes (n, 8).
+def _batch(banks: Banks, rng: np.random.Generator, classes: int, scenes: int) -> dict[str, Tensor]:
+    """``characters`` (classes * VIEWS, EDGE, EDGE), ``scenes`` (n, EDGE, EDGE, 3) and their ``attributes`` (n, 8).
 
     The sources share the classes evenly; a weaker ink now and then teaches that darkness means nothing.
     """
@@ -114,11 +167,11 @@ def _batch(banks: Banks, rng: np.random.Generator, classes: int, scenes: int) ->
     ink = np.where(rng.random(len(characters)) < 0.3, rng.uniform(0.5, 1.0, len(characters)), 1.0)
     characters = (255 - (255 - characters.astype(np.float32)) * ink[:, None, None].astype(np.float32)).astype(np.uint8)
     chosen = rng.choice(len(banks.free_scenes), scenes, replace=False)
-    return (
-        torch.from_numpy(characters),
-        torch.from_numpy(banks.free_scenes[chosen]),
-        torch.from_numpy(banks.free_attributes[chosen]),
-    )
+    return {
+        "characters": torch.from_numpy(characters),
+        "scenes": torch.from_numpy(banks.free_scenes[chosen]),
+        "attributes": torch.from_numpy(banks.free_attributes[chosen]),
+    }
 
 
 @torch.no_grad()

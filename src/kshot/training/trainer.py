@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from kshot.errors import CannotWrite
+from kshot.errors import CannotWrite, ModelError
 from kshot.training.objective import Objective
 
 COMPLETE = "complete"
@@ -158,6 +158,13 @@ class KshotTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             save_model(model, str(folder / "model.safetensors"))
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # A run that was killed behind its last checkpoint. Trainer itself would do one step too many.
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def full_state(self) -> dict[str, Tensor] | None:
         """All parameters, gathered from the ranks that share them; ``None`` if each rank holds them all. To be called on all ranks."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -166,6 +173,21 @@ class KshotTrainer(Trainer):
             self.deepspeed if self.is_deepspeed_enabled else self.model
         )
         return state
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint must hold all that is trained; tensors that are tied to another one are stored once.
+
+        Raises:
+            ModelError: something is missing or does not belong to the model.
+        """
+        held = self.accelerator.unwrap_model(self.model).state_dict(keep_vars=True)
+        loaded = {tensor.data_ptr() for name, tensor in held.items() if name not in load_result.missing_keys}
+        missing = [name for name in load_result.missing_keys if held[name].data_ptr() not in loaded]
+        wrong = [*missing, *load_result.unexpected_keys]
+        if wrong:
+            raise ModelError(
+                f"the checkpoint is of another model: {', '.join(wrong[:3])} do not fit ({len(wrong)} in all)"
+            )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))
