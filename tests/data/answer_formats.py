@@ -15,7 +15,7 @@ def pope(folder: Path) -> dict[str, Any]:
     for number, split in enumerate(("random", "popular", "adversarial")):
         rows = [
             {
-                "question_id": image * 6 + place,
+                "question_id": (image - 310) * 6 + place,
                 "image": f"COCO_val2014_{image:012d}.jpg",
                 "image_id": image,
                 "text": f"Is there a {name}{'' if number else ' really'} in the image?",
