@@ -276,6 +276,9 @@ def test_link_wording_in_chats() -> None:
         'there is "airstone" in the image.',
         'there is "airstone". There is "stone" too',
         "there is airstone in the image",
+        'There is "airstone" in the image.',
+        'airstone", not "stone"',
+        '"airstone"',
         " airstone",
     ],
 )
@@ -283,6 +286,16 @@ def test_link_answers_are_understood_in_both_prompt_forms(said: str) -> None:
     task, episode = pair("link")
     assert task.parse(said) == "airstone"
     assert metrics.get("two_name")([task.parse(said)], [episode.query]).value == 1.0
+
+
+@pytest.mark.parametrize(
+    "said", ['The picture shows an "airstone".', 'This is not a "stone" but airstone', "an Airstone!"]
+)
+def test_link_answers_in_another_form_are_left_to_the_metric(said: str) -> None:
+    task, episode = pair("link")
+    assert task.parse(said) == said
+    expected = "other" if 'stone" but' in said else "right"  # what stands in quotation marks counts
+    assert metrics.get("two_name")([task.parse(said)], [episode.query]).details[expected] == 1.0
 
 
 def test_templates_can_be_changed_field_by_field() -> None:

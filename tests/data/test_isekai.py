@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kshot.data.concepts import Names
+from kshot.data.demonstrations import choose
 from kshot.data.isekai import Isekai, isekai_from_folders, read_isekai, write_isekai
 from kshot.errors import DataError, KshotError, OptionError
 from tests.data.concept_files import isekai_rows, photo, write_folder, write_jsonl
@@ -50,6 +52,32 @@ def test_names_are_verbatim_or_invented(annotated: Path) -> None:
     assert first == second
     assert not first & third
     assert not first & {"MushroomHaven", "mushroom"}
+
+
+def test_queries_of_a_group_share_their_demonstrations(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "ISEKAI-10.json", isekai_rows(tmp_path, pictures=4))
+    names: tuple[Names, ...] = ("classes", "invented")
+    for chosen in names:
+        task = Isekai(file=file, names=chosen)
+        shown: dict[int, list[list[tuple[str, str | None]]]] = {}
+        for shots in (2, 4, 8):
+            episodes = choose(task, task.retriever, shots, 0).episodes(task)
+            shown[shots] = [[(d.images[0].name, d.text_answer) for d in e.demonstrations] for e in episodes]
+            assert shown[shots][0] == shown[shots][1] != shown[shots][2] == shown[shots][3]
+            assert Counter(name for _, name in shown[shots][0]) == dict.fromkeys(task.queries[0].choices, shots // 2)
+        # The published protocol: the first pictures of each list.
+        first = {(tmp_path / f"MushroomHaven/{side}/0.png").as_posix() for side in ("MushroomHaven", "mushroom")}
+        assert {name for name, _ in shown[2][0]} == first
+        assert set(shown[2][0]) < set(shown[4][0]) < set(shown[8][0])
+    orders = {choose(task, "first", 8, seed).episodes(task)[0].demonstrations[0].text_answer for seed in range(12)}
+    assert len(orders) == 2  # the arrangement is drawn
+
+
+def test_groups_and_sides_are_told(annotated: Path) -> None:
+    query = Isekai(file=annotated).queries[0]
+    assert query.metadata["group"] == "MushroomHaven/mushroom"
+    assert query.metadata["sides"] == ("MushroomHaven", "mushroom")
+    assert "sides" not in Isekai(file=annotated, names="invented").queries[0].metadata
 
 
 def test_a_query_in_its_own_list_is_not_shown(tmp_path: Path) -> None:
