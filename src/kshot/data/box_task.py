@@ -110,9 +110,12 @@ class BoxTask(SplitTask, Generic[Kind]):
             models that pad by themselves.
         style: ``"plain"``, or ``"upstream"``: the statements and the conversation of Link-Context Learning.
         template: a template, or fields that replace those of the style's.
-        root, split, questions, images, support_questions, support_images, check_images: see :class:`SplitTask`. Without
-            ``support_questions``, and without a training file under ``root``, the support set of a query are the other queries
-            that do not show its image.
+        questions: the file (or files) of the queries, where they are not under ``root`` or have another name.
+        images: folder (or zip) of the images, where they are not under ``root``.
+        support_questions: the file (or files) of the support set. Without it, and without a training file under ``root``, the
+            support set of a query are the other queries that do not show its image.
+        support_images: folder (or zip) of its images. Default: that of the queries.
+        root, split, check_images: see :class:`SplitTask`.
     """
 
     plain: ClassVar[Template]

@@ -151,7 +151,9 @@ class SEEDBench(Benchmark):
         questions, images: the two, where they are not under ``root``.
         answers: ``"letter"``: the choices are listed and the answer is a letter; ``"text"``: they are not, and the answer is the
             choice's text (with likelihood scoring, the ranking of choices that the benchmark's authors use).
-        support, support_images, check_images: see :class:`MME`; leave-one-out is within the dimension.
+        support: ``None``: leave-one-out within the dimension; or a JSON Lines file (:mod:`kshot.data.jsonl`) or a task.
+        support_images: image root of that file.
+        check_images: look for all image files at once and list those that are missing.
     """
 
     name = "seedbench"

@@ -29,15 +29,10 @@ class Flickr30kEntities(BoxTask[Captioned]):
         root: folder of ``Sentences/``, ``Annotations/`` and the lists ``<split>.txt``, or of ``CWB_flickr30k_<split>.jsonl``;
             and of the images.
         split: ``test``, ``val`` or ``train``.
-        questions: JSON Lines of the queries, or a list of images whose captions are in ``Sentences/`` and ``Annotations/``
-        beside it. images: folder (or zip) of the images, where they are not under ``root``.
-        support_questions, support_images: the same for the support set. Without it, and without training files under ``root``, the
-            other pictures.
+        questions: JSON Lines of the queries, or a list of images with ``Sentences/`` and ``Annotations/`` beside it.
         boxes: write boxes into the captions; without, this is captioning with the same pictures and references.
-        square: show pictures padded to a white square, as upstream. Coordinates always refer to this square.
         style: ``"plain"`` or ``"upstream"`` (a conversation).
-        template: a template, or fields that replace those of the style's.
-        check_images: look for all image files at once and list those that are missing.
+        images, support_questions, support_images, square, template, check_images: see :class:`BoxTask`.
     """
 
     name = "flickr30k_entities"

@@ -132,13 +132,8 @@ class PointQALocal(_PointQA):
         version: what the question shows: ``b`` (box), ``p`` (point) or ``bp`` (one of the two, drawn for each question).
         point_share: how often ``bp`` shows the point.
         seed: of that draw.
-        questions, images: the file of the queries and its images, where they are not under ``root``.
-        support_questions, support_images: the same for the support set. Without it, and without a training file under ``root``,
-            the other queries that do not show the query's image.
-        square: show pictures padded to a white square, as upstream. Coordinates always refer to this square.
         style: ``"plain"``, or ``"upstream"`` (``The answer is X .``).
-        template: a template, or fields that replace those of the style's.
-        check_images: look for all image files at once and list those that are missing.
+        questions, images, support_questions, support_images, square, template, check_images: see :class:`BoxTask`.
     """
 
     name = "pointqa_local"
@@ -193,8 +188,10 @@ class PointQATwice(_PointQA):
         split: ``val``, ``test`` or ``train``.
         version: which question, and what it shows: ``oq`` (names the object), ``sq`` (names its kind) or ``gq`` (general),
             then ``-b`` (box), ``-p`` (point) or ``-bp`` (one of the two, drawn for each question).
-        point_share, seed: see ``pointqa_local``.
-        questions, images, support_questions, support_images, square, style, template, check_images: see ``pointqa_local``.
+        point_share: how often ``bp`` shows the point.
+        seed: of that draw.
+        style: ``"plain"``, or ``"upstream"`` (``The answer is X .``).
+        questions, images, support_questions, support_images, square, template, check_images: see :class:`BoxTask`.
     """
 
     name = "pointqa_twice"

@@ -46,7 +46,7 @@ class POPE(Benchmark):
 
     Raises:
         DataError: see :mod:`kshot.data.readers`; also a label that is neither yes nor no, or a question id that occurs twice in a
-        file.
+            file.
     """
 
     name = "pope"

@@ -29,7 +29,14 @@ DATASETS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "vg": ""}
 
 
 class _Referring(BoxTask[Kind]):
-    """What ``rec`` and ``reg`` share: where the files are."""
+    """What ``rec`` and ``reg`` share: where the files are.
+
+    Args:
+        root: folder of the annotation files and of COCO's ``train2014`` (Visual Genome: of ``VG_100K`` and ``VG_100K_2``).
+        dataset: ``refcoco``, ``refcoco+``, ``refcocog`` or ``vg``: decides the names of the files under ``root``.
+        split: ``val``, ``testA``, ``testB`` (RefCOCO, RefCOCO+), ``test`` (RefCOCOg) or ``train``.
+        instances: ``instances.json``, if the queries are a release file that has none beside it.
+    """
 
     splits = ("val", "testA", "testB", "test", "train")
     image_folders = ("train2014", "train2014.zip", "images/train2014", "images")
@@ -77,18 +84,9 @@ class REC(_Referring[Phrase]):
     """Referring expression comprehension: the box of what a phrase means.
 
     Args:
-        root: folder of the annotation files and of COCO's ``train2014`` (Visual Genome: of ``VG_100K`` and ``VG_100K_2``).
-        dataset: ``refcoco``, ``refcoco+``, ``refcocog`` or ``vg``: decides the names of the files under ``root``.
-        split: ``val``, ``testA``, ``testB`` (RefCOCO, RefCOCO+), ``test`` (RefCOCOg) or ``train``.
-        questions: the file of the queries, where it is not under ``root`` or has another name.
-        images: folder (or zip) of the images, where they are not under ``root``.
-        support_questions, support_images: the same for the support set. Without it, and without a training file under ``root``,
-            the other queries that do not show the query's image.
-        instances: ``instances.json``, if the queries are a release file that has none beside it.
-        square: show pictures padded to a white square, as upstream. Coordinates always refer to this square.
         style: ``"plain"`` (``[x0,y0,x1,y1]``) or ``"upstream"`` (``Answer: [x0,y0,x1,y1] .``).
-        template: a template, or fields that replace those of the style's.
-        check_images: look for all image files at once and list those that are missing.
+        root, dataset, split, instances: see :class:`_Referring`.
+        questions, images, support_questions, support_images, square, template, check_images: see :class:`BoxTask`.
     """
 
     name = "rec"
@@ -189,13 +187,9 @@ class REG(_Referring[Region]):
     """Referring expression generation: a phrase for what is in a box. All phrases of one box are references of one query.
 
     Args:
-        root: folder of the annotation files and of COCO's ``train2014`` (Visual Genome: of ``VG_100K`` and ``VG_100K_2``).
-        dataset, split: see ``rec``.
-        questions, images, support_questions, support_images, instances: see ``rec``.
-        square: show pictures padded to a white square, as upstream. Coordinates always refer to this square.
         style: ``"plain"`` or ``"upstream"`` (a conversation).
-        template: a template, or fields that replace those of the style's.
-        check_images: look for all image files at once and list those that are missing.
+        root, dataset, split, instances: see :class:`_Referring`.
+        questions, images, support_questions, support_images, square, template, check_images: see :class:`BoxTask`.
     """
 
     name = "reg"

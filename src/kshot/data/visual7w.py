@@ -47,7 +47,8 @@ class Visual7W(PointTask[PointingQuestion]):
         version: answer by a box (``b``) or by a point (``p``).
         shuffle: list the candidates in an order drawn for each question; otherwise as in the file.
         seed: of that order.
-        questions, images, support_questions, support_images, square, style, template, check_images: see ``pointqa_local``.
+        style: ``"plain"``, or ``"upstream"`` (``The answer is [x0,y0,x1,y1] .``).
+        questions, images, support_questions, support_images, square, template, check_images: see :class:`BoxTask`.
     """
 
     name = "visual7w"

@@ -92,10 +92,15 @@ def _part(kind: str, name: str) -> Part:
 
 
 def options_of(part: Callable[..., Any]) -> dict[str, tuple[str, str]]:
-    """The options a part takes: ``name -> (default, what its docstring says)``."""
+    """The options a part takes: ``name -> (default, what its docstring says, or else that of a class it derives from)``."""
     from docstring_parser import parse
 
-    said = {p.arg_name: _plain(p.description or "") for p in parse(inspect.getdoc(part) or "").params}
+    said: dict[str, str] = {}
+    for holder in reversed(inspect.getmro(part)) if inspect.isclass(part) else (part,):
+        for said_of in parse(inspect.cleandoc(holder.__doc__ or "")).params:
+            text = _plain(said_of.description or "")
+            if not text.startswith("see "):  # it says where to read on, which a table of options cannot follow
+                said |= dict.fromkeys(said_of.arg_name.split(", "), text)
     return {
         name: ("(needed)" if p.default is p.empty else str(p.default), said.get(name, ""))
         for name, p in inspect.signature(part).parameters.items()
