@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -203,6 +204,15 @@ def test_a_yaml_file_holds_any_option(capsys, tmp_path):
     assert "episode-00007" in out
     assert "4 demonstrations" in out
     assert run(capsys, "show", "--config", str(file), "--ways", "2", "--query", "7")[0] == 0
+
+
+@pytest.mark.parametrize("option", ["ways", "task.ways"])
+def test_a_yaml_file_holds_options_of_parts_as_the_command_line_does(capsys, tmp_path, option):
+    file = tmp_path / "show.yaml"
+    file.write_text(yaml.safe_dump({"task": "digits", "shots": 3, option: 3}))
+    status, out, _ = run(capsys, "show", "--config", str(file), "--query", "7", "--retriever", "balanced")
+    assert status == 0
+    assert len(set(re.findall(r"Short answer: ?(\w+)", out))) == 3
 
 
 def test_show_saves_a_picture(capsys, tmp_path):

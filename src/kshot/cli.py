@@ -301,7 +301,7 @@ class Names:
             if path[0] in self.trees:
                 _set(trees, path, value)
             elif value is not None:
-                plain.append(f"--{path[0]}={value if isinstance(value, str) else json.dumps(value)}")
+                plain.append(f"--{'.'.join(path)}={value if isinstance(value, str) else json.dumps(value)}")
         words = list(self.words)
         while words:
             word = words.pop(0)
