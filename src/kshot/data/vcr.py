@@ -39,7 +39,7 @@ class VCR(SplitTask):
     Args:
         root: folder of the annotations (or ``vcr1annots/``) and of ``vcr1images/``.
         split: ``val``, ``train`` or ``test`` (no labels; of the reason's choice there is then one query for each of the four
-        answers).
+            answers).
         mode: what is asked: see :func:`kshot.data.vcr_text.turns_of`. ``q-ar`` (default) is the official task Q->AR: every question
             twice, once for its answer (Q->A) and once, with the right answer, for its reason (QA->R).
         style: ``"plain"`` (choices in a list, "B") or ``"upstream"`` (``QUESTION: ... OPTIONS: (A) ...``, "The answer is (B).").
