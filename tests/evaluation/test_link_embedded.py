@@ -1,6 +1,6 @@
 """The embedded model links pictures to names: without the pictures, or with the labels dealt out anew, it is at chance.
 
-Bounds are loose, because few questions are asked: chance is 0.5, and 48 answers at chance stay within 0.25 of it 999 times in 1,000.
+Bounds are loose, because few questions are asked: chance is 0.5, and 32 answers at chance stay within 0.3 of it 999 times in 1,000.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kshot.data.isekai import Isekai
 from kshot.data.task import load_task
 from kshot.evaluation.controls import SETS
 
-QUERIES = 48
+QUERIES = 32
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,9 @@ def tiny():
 def test_blank_or_shuffled_support_drops_accuracy_to_chance(tiny):
     task = load_task("glyphs", style="link", ways=2, names="unseen", episodes=QUERIES, seed=7)
     result = kshot.evaluate(tiny, task, shots=4, scoring="likelihood", style="chat")
-    assert result.value(4) >= 0.8
+    assert result.value(4) >= 0.85
     for control in ("blank-support", "shuffled-labels", "text-only"):
-        assert 0.25 <= result.value(4, control) <= 0.75, control
+        assert 0.2 <= result.value(4, control) <= 0.8, control
         assert result.gap(4, control).interval[0] > 0, control
     swapped = result.row(4, "swapped-labels")
     assert swapped.value <= 0.25
