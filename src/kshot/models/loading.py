@@ -25,6 +25,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from kshot.errors import MissingExtra, ModelError, OptionError
+from kshot.models.adapters import adapted
 from kshot.models.processors import load_processor
 from kshot.models.reuse import Switch
 from kshot.models.vlm import VLM
@@ -48,6 +49,7 @@ def load_model(
     feature_cache: Switch = "auto",
     feature_folder: str | None = None,
     image_mode: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> VLM:
     """Load a vision-language model and its processor.
 
@@ -67,9 +69,11 @@ def load_model(
         feature_folder: keeps vision features on disk, for later runs.
         image_mode: "all" inserts every image of a prompt, "last_only" only the last, as upstream's Link-Context Learning does;
             default: what the model's config.json says (kshot convert lcl --image-mode).
+        adapter: a folder (or Hub id) with an adapter of PEFT, such as ``kshot train --method lora`` writes, trained on this model.
 
     Raises:
-        ModelError: no such model, files missing or damaged, not a model of images and text, or a processor that cannot be used.
+        ModelError: no such model, files missing or damaged, not a model of images and text, or a processor that cannot be used; an
+            adapter of another model.
         OptionError: an option has an unknown value.
         MissingExtra: an optional package is needed.
     """
@@ -94,6 +98,8 @@ def load_model(
         revision=revision,
         attn_implementation=attn_implementation,
     )
+    if adapter is not None:
+        model = adapted(model, adapter)
     return VLM(
         model,
         processor,
@@ -103,6 +109,7 @@ def load_model(
         feature_cache=feature_cache,
         feature_folder=feature_folder,
         image_mode=image_mode,
+        adapter=str(adapter) if adapter is not None else None,
     )
 
 
@@ -115,7 +122,9 @@ def _read_config(source: str, folder: Path, revision: str | None) -> dict[str, A
     if folder.is_dir():
         path = folder / "config.json"
         if (folder / "adapter_config.json").is_file() and not path.is_file():
-            raise ModelError(f"{folder} holds an adapter, not a model: load its base model first")
+            raise ModelError(
+                f"{folder} holds an adapter, not a model: load its base model, with adapter={folder} (--adapter)"
+            )
         if not path.is_file():
             missing = [
                 name for name in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / name).is_file()

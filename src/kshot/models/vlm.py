@@ -48,6 +48,7 @@ class VLM:
             :class:`~kshot.models.reuse.Reuse`. Results do not depend on it.
         image_mode: ``"all"`` images of a prompt are inserted, or ``"last_only"``; see :mod:`kshot.models.image_mode`. Default: what
             the model's configuration says, or else all.
+        adapter: where the adapter came from that is in the model, for the record of runs.
 
     Attributes:
         model, processor, tokenizer: the plain transformers objects.
@@ -70,10 +71,11 @@ class VLM:
         feature_cache: Switch = "auto",
         feature_folder: str | None = None,
         image_mode: str | None = None,
+        adapter: str | None = None,
     ):
         self.model, self.processor, self.tokenizer = model.eval(), processor, processor.tokenizer
         self.name = name or type(model).__name__
-        self.source = source
+        self.source, self.adapter = source, adapter
         self.anatomy: Anatomy = examine(model)
         self.encoder = Encoder(model, processor)
         self.encoder.check()
@@ -239,6 +241,7 @@ class VLM:
     def describe(self) -> dict[str, Any]:
         """What identifies the model in a run folder; see :func:`kshot.models.identity.identity`."""
         shown = {"image_mode": self.image_mode} if self.image_mode != "all" else {}
+        shown |= {"adapter": self.adapter} if self.adapter is not None else {}
         return {"name": self.name, "source": self.source} | identity(self.model, self.processor) | shown
 
     def __repr__(self) -> str:

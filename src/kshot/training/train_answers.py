@@ -5,12 +5,12 @@ Link-context training (arXiv 2308.07891) is this with sources of the kind ``link
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from kshot.errors import OptionError
@@ -20,9 +20,11 @@ from kshot.models.vlm import VLM
 from kshot.training.answers import AnswerObjective, frozen_vision
 from kshot.training.items import Source, load_source
 from kshot.training.mixture import Mixture
-from kshot.training.run import run
-from kshot.training.show import plot_log
+from kshot.training.outcome import export, finished
+from kshot.training.run import lasting, run
+from kshot.training.summary import PROBE
 from kshot.training.train import objectives
+from kshot.training.trainer import writing
 
 Freeze = Literal["nothing", "vision", "vision+projector"]
 
@@ -70,16 +72,25 @@ def train_answers(
         work: folder of checkpoints (default: ``<out>.work``).
 
     Returns:
-        The folder written.
+        The folder written, or found complete: a run that is finished is not repeated.
 
     Raises:
-        OptionError: wrong or contradictory options.
+        OptionError: wrong or contradictory options; ``out`` exists and is something else than the result of this very run.
+        CannotWrite: ``out``, or a checkpoint.
         ContextTooLong: an episode that does not fit into the model's context, found before the first step.
     """
+    made_before = finished(Path(out), request := {
+        "model": str(model), "data": data, "items": items, "style": style, "method": method, "lora": lora or {},
+        "freeze": freeze, "packed": packed, "features": features, "summary": summary, "dtype": dtype,
+        "quantization": quantization, "seed": seed, "trainer": lasting(trainer or {}),
+    })  # fmt: skip
+    if made_before:
+        return Path(out)
     folder = Path(work) if work is not None else Path(f"{str(out).rstrip('/')}.work")
     source = _source(data, items, style, seed)
     _check(method, lora, quantization, features, freeze, summary)
-    device = None if quantization else "cpu"  # the Trainer moves it: of several processes, each to its own device
+    # The Trainer moves the model, in each process to its own device; but quantized weights stay where they are loaded.
+    device = {"": int(os.environ.get("LOCAL_RANK", 0))} if quantization and torch.accelerator.is_available() else "cpu"
     vlm = load_model(model, dtype=dtype, quantization=quantization, device_map=device)
     identity = vlm.describe()
     config = {
@@ -90,19 +101,24 @@ def train_answers(
             "dtype": dtype, "quantization": quantization, "seed": seed,
         },
     }  # fmt: skip
-    _freeze(vlm, freeze)
-    trained = _adapted(vlm, lora or {}, quantization, trainer or {}) if method == "lora" else vlm.model
+    if method == "lora":
+        trained = _adapted(vlm, lora or {}, quantization, trainer or {})
+    else:
+        _freeze(vlm, freeze)
+        trained = vlm.model
     if features and not frozen_vision(vlm.model):
         raise OptionError("features: the projector is trained, so features change; set freeze: vision+projector")
     objective = AnswerObjective(
         vlm, source, model=trained, packed=packed, features=features, summary=summary, seed=seed
     )
     made = run(objective, folder, config=config, trainer=trainer or {}, seed=seed, keep=keep)
+    state = made.full_state()
     if objective.summary is not None:
         objective.summary.remove()
+        state = state and {name: value for name, value in state.items() if not name.startswith(f"{PROBE}.")}
     if made.args.should_save:
-        made.model = made.accelerator.unwrap_model(made.model)
-        _export(vlm, trained if method == "lora" else None, Path(out), folder, config)
+        with writing(Path(out), "free some space; the same command writes it again without training"):
+            export(trained, vlm.processor, Path(out), folder, request, state)
     made.accelerator.wait_for_everyone()
     return Path(out)
 
@@ -171,6 +187,7 @@ def _adapted(vlm: VLM, lora: Mapping[str, Any], quantization: Any, trainer: Mapp
     """A LoRA model around the model, whose layers are replaced in place, so that ``vlm`` answers with them."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
+    vlm.model.requires_grad_(False)
     if quantization:
         prepare_model_for_kbit_training(
             vlm.model, use_gradient_checkpointing=bool(trainer.get("gradient_checkpointing"))
@@ -190,22 +207,3 @@ def _adapted(vlm: VLM, lora: Mapping[str, Any], quantization: Any, trainer: Mapp
     if trainer.get("gradient_checkpointing"):
         adapted.enable_input_require_grads()
     return adapted
-
-
-def _export(vlm: VLM, adapted: Any, out: Path, work: Path, config: Mapping[str, Any]) -> None:
-    """Write the model (or the adapter), its processor and the record of its training; all of it or nothing."""
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (adapted if adapted is not None else vlm.model).save_pretrained(unfinished)
-    vlm.processor.save_pretrained(unfinished)
-    record = unfinished / "training"
-    record.mkdir()
-    (record / "config.json").write_text(json.dumps(config, indent=1, default=str), encoding="utf-8")
-    shutil.copy(work / "log.jsonl", record / "log.jsonl")
-    plot_log(record / "log.jsonl", record / "loss.png")
-    for weights in unfinished.glob("*.safetensors"):
-        weights.chmod(0o644)  # written readable by its owner only
-    if out.exists():
-        shutil.rmtree(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.replace(out)
