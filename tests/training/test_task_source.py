@@ -94,6 +94,15 @@ def test_loss_on_the_query_or_on_all(vqa):
     assert TaskSource(vqa, shots=2, loss="all").item(0, 0).graded == (True, True)
 
 
+def test_any_reference_may_be_the_answer(vqa):
+    source = TaskSource(vqa, answer="any")
+    for index, example in enumerate(vqa.support):
+        said = {source.item(epoch, index).episode.query.answer for epoch in range(150)}
+        assert said == set(example.references)
+    assert source.item(3, 1).episode == source.item(3, 1).episode
+    assert {TaskSource(vqa).item(epoch, 0).episode.query.answer for epoch in range(9)} == {vqa.support[0].answer}
+
+
 class Partly(Task):
     """Examples of which one has no answer and one is answered by a picture."""
 
@@ -123,6 +132,7 @@ def test_splits_without_answers_are_refused(tmp_path):
         ({"shots": -1}, OptionError, "cannot be negative"),
         ({"of": "test"}, OptionError, "support, queries"),
         ({"loss": "shown"}, OptionError, "query, all"),
+        ({"answer": "all"}, OptionError, "own, any"),
         ({"retriever": "ranom"}, UnknownName, "did you mean 'random'"),
         ({"options": {"root": "x"}}, OptionError, "is made already"),
     ],

@@ -34,8 +34,9 @@ class TaskSource(Source):
         of: which examples are learnt: those of the ``support`` set (a training split, as a rule) or the ``queries`` (of tasks whose
             episodes have a support set of their own, and of validation splits that may be trained on).
         loss: ``query``: the example's answer is learnt; ``all``: those of its demonstrations as well.
+        answer: ``own``: the example's answer; ``any``: one of its references (a picture has five captions), drawn anew in each epoch.
         style: plain or chat prompt, see :class:`~kshot.training.items.TrainingItem`.
-        seed: of the demonstrations.
+        seed: of the demonstrations, and of answers that are drawn.
 
     Attributes:
         skipped: ids of examples that cannot be learnt, because they have no answer in text.
@@ -57,16 +58,18 @@ class TaskSource(Source):
         order: Order | None = None,
         of: Literal["support", "queries"] = "support",
         loss: Literal["query", "all"] = "query",
+        answer: Literal["own", "any"] = "own",
         style: PromptStyle = "auto",
         seed: int = 0,
     ):
         one_of("of", of, ("support", "queries"))
         one_of("loss", loss, ("query", "all"))
+        one_of("answer", answer, ("own", "any"))
         one_of("style", style, get_args(PromptStyle))
         if isinstance(task, Task) and options:
             raise OptionError(f"task {task.name!r} is made already; it cannot take the options {', '.join(options)}")
         self.task = load_task(task, **(options or {}))
-        self.shots, self.of, self.loss, self.style, self.seed = shots, of, loss, style, seed
+        self.shots, self.of, self.loss, self.answer, self.style, self.seed = shots, of, loss, answer, style, seed
         self.retriever = load_retriever(retriever, order, **(retriever_options or {}))
         self._support = self.task.support if of == "support" or (shots and shares_support(self.task)) else None
         if of == "support" and not self._support:
@@ -96,12 +99,16 @@ class TaskSource(Source):
             name = "" if self.retriever.same_for_all else query.id
             rng = generator(self.seed, "task", epoch, self.shots, name)
             shown = tuple(pool[place] for place in self.retriever.choose(query, pool, self.shots, rng))
+        if self.answer == "any":
+            said = [reference for reference in query.references if isinstance(reference, str)]
+            rng = generator(self.seed, "answer", epoch, query.id)
+            query = query.with_(answer=said[int(rng.integers(len(said)))])
         episode = Episode(shown, query, id=f"{self.task.name}-{epoch}-{query.id}")
         graded = (True,) * self.shots if self.loss == "all" else ()
         return TrainingItem(episode, self.task.template, graded, self.style, self.task.name)
 
     def describe(self) -> dict[str, Any]:
-        shown = {**self.retriever.describe(), "seed": self.seed} if self.shots else {}
+        shown = self.retriever.describe() if self.shots else {}
         return {
             "source": "task",
             "task": self.task.describe(),
@@ -110,7 +117,9 @@ class TaskSource(Source):
             "skipped": len(self.skipped),
             "shots": self.shots,
             "loss": self.loss,
+            "answer": self.answer,
             "style": self.style,
+            "seed": self.seed,
             **shown,
         }
 
