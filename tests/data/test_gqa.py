@@ -181,3 +181,18 @@ def test_what_is_missing_is_named(options, tmp_path):
     task = load_task("gqa", **options)
     with pytest.raises(DataError, match=r"there is no train_balanced_questions\.json"):
         _ = task.support
+
+
+def test_the_training_files_of_upstream_are_found_by_their_names(tmp_path):
+    formats.write_lines(tmp_path / "gqa_question_balanced_with_cot.jsonl", [gqa_question(30, "n30")])
+    formats.write_lines(tmp_path / "gqa_testdev_balanced_questions.jsonl", [gqa_question(31, "n31")])
+    formats.write_lines(tmp_path / "gqa_scene_graph_data.jsonl", [gqa_scene(31), gqa_scene(30)])
+    formats.write_json(tmp_path / "gqa_scene_graph_index.json", {"n30": 1, "n31": 0})
+    task = load_task("gqa", root=tmp_path, split="train", style="upstream", version="qb-bl")
+    assert "apple[0.250,0.333,0.500,0.583]" in task.queries[0].answer
+    assert task.describe()["files"]["queries scene index"]["name"] == "gqa_scene_graph_index.json"
+    task = load_task("gqa", root=tmp_path)
+    assert [e.id for e in (*task.queries, *task.support)] == [
+        "gqa_testdev_balanced_questions.jsonl:1",
+        "gqa_question_balanced_with_cot.jsonl:1",
+    ]

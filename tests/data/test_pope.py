@@ -125,5 +125,5 @@ def test_missing_fields_files_and_images(options, tmp_path):
     with pytest.raises(DataError, match=r"random\.json:1 field 'text': field is missing"):
         load_task("pope", **options)
     file.unlink()
-    with pytest.raises(DataError, match=r"there is no coco_pope_random\.json here .*github\.com/AoiDragon"):
+    with pytest.raises(DataError, match=r"there is no coco_pope_random\.json or .*github\.com/AoiDragon"):
         load_task("pope", **options)

@@ -131,7 +131,7 @@ class CLEVR(SplitTask):
         if self._version != "q-bs":
             return {}
         given, name = self._scene_files[role], f"CLEVR_{self.split_of(role)}_scenes.json"
-        return {"scenes": Path(given) if given is not None else self.find([name, f"scenes/{name}"])}
+        return {"scenes": Path(given) if given is not None else self.find([name, f"scenes/{name}", f"{name}l"])}
 
     def parse(self, text: str) -> str:
         return parse_stated(text, self.stop) if self._upstream else super().parse(text).rstrip(". ")

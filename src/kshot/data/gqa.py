@@ -29,6 +29,8 @@ PLAIN = Template(
     user="<image>{question}",
     short_instruction="Answer the question using a single word or phrase.",
 )
+WITH_REASONS = "gqa_question_balanced_with_cot.jsonl"
+SCENES, SCENE_INDEX = "gqa_scene_graph_data.jsonl", "gqa_scene_graph_index.json"
 IDS = ("question_id", "questionId", "id", "qid")
 
 
@@ -109,8 +111,8 @@ class GQA(SplitTask):
         kind = "balanced" if self._balanced else "all"
         first = f"{split}_{kind}_questions"
         kinds = (first,) if split in ("train", "val", "testdev") else (first, f"{split}_all_questions")
-        folder = (first,) if first == "train_all_questions" else ()
-        return [*(f"{name}.json" for name in kinds), *folder, *(f"gqa_{name}.jsonl" for name in kinds)]
+        others = {"train_all_questions": ["train_all_questions"], "train_balanced_questions": [WITH_REASONS]}
+        return [*(f"{n}.json" for n in kinds), *others.get(first, []), *(f"gqa_{n}.jsonl" for n in kinds)]
 
     def more_files(self, role: str) -> dict[str, Path]:
         files: dict[str, Path] = {}
@@ -118,10 +120,11 @@ class GQA(SplitTask):
             files["choices"] = Path(self._choices)
         if self._upstream and needs_scenes(self._version):
             given = self._scene_files[role]
-            name = f"{self.split_of(role)}_sceneGraphs.json"
-            files["scene graphs"] = Path(given) if given is not None else self._find_scenes(name)
-            if self._scene_index is not None and files["scene graphs"].suffix == ".jsonl":
-                files["scene index"] = Path(self._scene_index)
+            scenes = Path(given) if given is not None else self._find_scenes(self.split_of(role))
+            index = Path(self._scene_index) if self._scene_index is not None else scenes.with_name(SCENE_INDEX)
+            files["scene graphs"] = scenes
+            if scenes.suffix == ".jsonl" and (self._scene_index is not None or index.exists()):
+                files["scene index"] = index
         return files
 
     def parse(self, text: str) -> str:
@@ -165,9 +168,10 @@ class GQA(SplitTask):
 
         return ids, LazyExamples(make, range(len(records)))
 
-    def _find_scenes(self, name: str) -> Path:
+    def _find_scenes(self, split: str) -> Path:
+        name = f"{split}_sceneGraphs.json"
         try:
-            return self.find([name, f"sceneGraphs/{name}"])
+            return self.find([name, f"sceneGraphs/{name}", *([SCENES] if split == "train" else [])])
         except KshotError as error:
             raise OptionError(f"version {'-'.join(self._version)!r} needs scene graphs: {error}") from None
 
@@ -202,25 +206,31 @@ class GQA(SplitTask):
 
 def _metadata(record: Mapping[str, Any], choices: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the metric needs, as far as the record has it."""
-    types, semantic = record.get("types") or {}, record.get("semantic")
+    types, groups = _object(record, "types"), _object(record, "groups")
+    semantic = record.get("semantic")
     found: dict[str, Any] = {"image_id": str(record["imageId"])}
     found |= {name: types[name] for name in ("structural", "semantic", "detailed") if types.get(name) is not None}
     if isinstance(semantic, list):
         found["steps"] = _steps(semantic)
     if types or semantic:
         found["words"] = len(record["question"].split())
-    if isinstance(group := (record.get("groups") or {}).get("global"), str):
+    if isinstance(group := groups.get("global"), str):
         found["group"] = group
     if isinstance(record.get("isBalanced"), bool):
         found["balanced"] = record["isBalanced"]
-    if record.get("entailed"):
+    if isinstance(record.get("entailed"), list) and record["entailed"]:
         found["entailed"] = [str(key) for key in record["entailed"]]
     if choices is not None:
         found |= {name: list(choices[name]) for name in ("valid", "plausible") if name in choices}
     return found
 
 
+def _object(record: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+    value = record.get(field)
+    return value if isinstance(value, dict) else {}
+
+
 def _steps(semantic: Sequence[Mapping[str, Any]]) -> int:
     """Number of reasoning steps as GQA's script counts them: the final asking is none."""
-    steps = [f"{step.get('operation')}: {step.get('argument')}" for step in semantic]
+    steps = [f"{step.get('operation')}: {step.get('argument')}" for step in semantic if isinstance(step, dict)]
     return sum(not any(last in step for last in ("exist", "query: name", "choose name")) for step in steps)

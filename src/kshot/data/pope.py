@@ -100,9 +100,14 @@ class POPE(Benchmark):
         elif given is not None:
             found = {self._split_of(path): path for path in files_of(given)}
         else:
-            places = (".", "output/coco", f"output/{self._source}", "annotations")
+            places = (".", f"output/{self._source}", "annotations")
             found = {
-                split: find_file(self._root or ".", [f"{self._source}_pope_{split}.json"], places, source=self.origin)
+                split: find_file(
+                    self._root or ".",
+                    [f"{self._source}_pope_{split}{ending}" for ending in (".json", ".jsonl")],
+                    places,
+                    source=self.origin,
+                )
                 for split in self._splits
             }
         self._by_split = found

@@ -95,7 +95,7 @@ class VCR(SplitTask):
         )
 
     def names(self, split: str) -> Sequence[str]:
-        return [f"{split}.jsonl"]
+        return [f"{split}.jsonl", f"vcr_{split}.jsonl"]
 
     def pool(self, query: Example) -> Sequence[Example]:
         """The support set; in modes of two turns those examples that ask for the same as the query."""
