@@ -337,3 +337,15 @@ def test_episodes_are_the_same_in_another_process() -> None:
     out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert out.stdout.split() == here
     assert len(set(here)) == len(here)
+
+
+def test_names_can_be_drawn_from_a_list():
+    task = load_task("glyphs", ways=2, episodes=20, names=["blue", "green", "tin"])
+    offered = {name for query in task.queries for name in query.choices}
+    assert offered == {"blue", "green", "tin"}
+    assert load_task("glyphs", ways=2, episodes=1, names=["invented"]).names == "invented"
+    for wrong in (["one"], ["a", "a"], ["a", " "], "funny"):
+        with pytest.raises(OptionError, match="names"):
+            load_task("glyphs", ways=2, names=wrong)
+    with pytest.raises(OptionError, match="could not be found"):
+        list(load_task("glyphs", ways=3, episodes=1, names=["a", "ab", "b"]).queries)

@@ -28,9 +28,11 @@ from kshot.prompt import Template
 
 T = TypeVar("T")
 
-Names = Literal["invented", "letters", "unseen", "classes"]
+Names = Literal["invented", "letters", "unseen", "classes"] | Sequence[str]
 """How the classes of an episode are called: invented pronounceable names; random letters a-z, 1 to 10 of them (Link-Context
-Learning); invented names of the family that the embedded model never saw; the classes' real names."""
+Learning); invented names of the family that the embedded model never saw; the classes' real names; or names drawn from a list."""
+
+KINDS_OF_NAMES = ("invented", "letters", "unseen", "classes")
 
 Style = Literal["plain", "link"]
 """How an episode is written: :data:`PLAIN` or :data:`LINK`."""
@@ -155,7 +157,7 @@ class ConceptTask(Task):
         style: Style,
         template: Mapping[str, str] | Template | None = None,
     ):
-        one_of("names", names, ("invented", "letters", "unseen", "classes"))
+        names = checked_names(names, KINDS_OF_NAMES)
         one_of("style", style, tuple(_QUESTIONS))
         for option, value, least in (
             ("episodes", episodes, 1),
@@ -277,6 +279,29 @@ def generator(seed: int, *parts: str | int) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(key, "big"))
 
 
+def checked_names(names: Names, kinds: Sequence[str]) -> Any:
+    """The option ``names``: one of ``kinds``, or a tuple of names to draw from.
+
+    Raises:
+        OptionError: it is neither, or the list has repetitions or empty names.
+    """
+    if not isinstance(names, str):
+        listed_names = tuple(map(str, names))
+        if len(listed_names) != 1 or listed_names[0] not in kinds:
+            if (
+                len(set(listed_names)) < len(listed_names)
+                or not all(map(str.strip, listed_names))
+                or len(listed_names) < 2
+            ):
+                raise OptionError(
+                    f"names: a list to draw from holds at least two names, each once, none of them empty: {names!r}"
+                )
+            return listed_names
+        names = listed_names[0]
+    one_of("names", names, kinds)
+    return names
+
+
 def make_names(kind: Names, count: int, rng: np.random.Generator) -> tuple[str, ...]:
     """Distinct names of which none is contained in another (an answer could then not be told from its neighbour).
 
@@ -285,7 +310,9 @@ def make_names(kind: Names, count: int, rng: np.random.Generator) -> tuple[str, 
     """
     names: list[str] = []
     for _ in range(1000 * count):
-        if kind == "letters":
+        if not isinstance(kind, str):
+            name = kind[int(rng.integers(len(kind)))]
+        elif kind == "letters":
             name = random_letters(rng, int(rng.integers(1, 11)))
         else:
             name = invent_name(rng, seen=kind != "unseen")

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from kshot.data.concepts import generator, make_names, one_of
+from kshot.data.concepts import checked_names, generator, make_names, one_of
 from kshot.data.link_classes import LinkClass, load_link_classes
 from kshot.data.readers import PathLike
 from kshot.data.sources import as_template
@@ -111,7 +111,7 @@ class LinkEpisodes(ClassEpisodes):
         negatives: ``neighbours`` (similar classes, the most similar ones most often) or ``random``.
         stored_pictures: whether the first picture of a neighbour is the one stored in the file, as published.
         repeat_pictures: allow classes with fewer pictures than demonstrations.
-        names: made-up names: ``letters`` or ``invented``.
+        names: made-up names: ``letters`` or ``invented``, or a list of names to draw from.
         novel: ``one``: known classes bear their real names in lower case; ``all``: theirs are made up, too.
         rename: probability that a known class bears a made-up name, each for itself; ``novel: all`` means 1.
         questions: ``varied``: a wording of the query's question drawn for each episode; ``fixed``: that of the evaluation.
@@ -146,7 +146,7 @@ class LinkEpisodes(ClassEpisodes):
         negatives: Negatives = "neighbours",
         stored_pictures: bool = True,
         repeat_pictures: bool = False,
-        names: MadeUp = "letters",
+        names: MadeUp | Sequence[str] = "letters",
         novel: Literal["one", "all"] = "one",
         rename: float = 0.0,
         questions: Literal["varied", "fixed"] = "varied",
@@ -156,7 +156,7 @@ class LinkEpisodes(ClassEpisodes):
         episodes_per_class: int = 1,
         seed: int = 0,
     ):
-        one_of("names", names, get_args(MadeUp))
+        names = checked_names(names, get_args(MadeUp))
         one_of("novel", novel, ("one", "all"))
         one_of("questions", questions, ("varied", "fixed"))
         one_of("loss", loss, ("query", "shown"))
