@@ -155,6 +155,29 @@ def visual7w(folder: Path) -> dict[str, Any]:
     return {"root": folder}
 
 
+def visual7w_release(folder: Path) -> dict[str, Any]:
+    """What Visual7W publishes; the same boxes and questions as :func:`visual7w`."""
+    boxes, images = [], []
+    for image in range(6):
+        name = f"v7w_{image}.jpg"
+        picture(folder / "images" / name, image)
+        keys = [100 * image + n for n in (7, 3, 9, 5)]
+        for key, (x0, y0, x1, y1) in zip(keys, BOXES, strict=True):
+            boxes.append({"box_id": key, "name": "cat", "x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0})
+        right = image % 4
+        pair = {
+            "qa_id": 900 + image,
+            "question": "Which animal is in the middle?",
+            "answer": keys[right],
+            "multiple_choices": [key for key in keys if key != keys[right]],
+            "type": "which",
+        }
+        split = "val" if image < 4 else "train"
+        images.append({"image_id": image, "filename": name, "split": split, "qa_pairs": [pair]})
+    write_json(folder / "dataset_v7w_pointing.json", {"dataset": "visual7w", "boxes": boxes, "images": images})
+    return {"root": folder}
+
+
 SENTENCES = (
     "[/EN#1/people A little girl] in [/EN#2/clothing a pink dress] {0} [/EN#3/other/scene the stairs] .",
     "[/EN#1/people A girl] {0} on the way into [/EN#9/notvisual a house] .",

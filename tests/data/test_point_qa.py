@@ -194,3 +194,44 @@ def test_a_point_is_needed_only_where_it_is_the_answer(tmp_path):
     assert len(load_task("visual7w", **options).queries) == 4
     with pytest.raises(DataError, match=":2 field 'point': field is missing"):
         load_task("visual7w", **options, version="p")
+
+
+def test_the_release_of_visual7w(tmp_path):
+    options = box_formats.visual7w_release(tmp_path)
+    task = load_task("visual7w", **options, check_images=True)
+    assert [q.id for q in task.queries] == ["900", "901", "902", "903"]
+    assert [q.id for q in task.support] == ["904", "905"]
+    assert [q.answer for q in task.queries] == list(BOXES)
+    assert all(sorted(q.choices) == sorted(BOXES) for q in task.queries)
+    # In the order of their ids (3, 5, 7, 9) the answer's place says nothing: the release itself names the answer first.
+    in_order = load_task("visual7w", **options, shuffle=False)
+    assert [q.metadata["right"] for q in in_order.queries] == [2, 0, 3, 1]
+    assert in_order.queries[0].choices == (BOXES[1], BOXES[3], BOXES[0], BOXES[2])
+    point = load_task("visual7w", **options, version="p").queries[0]
+    assert point.answer == "[0.250,0.333]"  # the middle of [0, 0, 6, 4], two pixels lower
+    file = tmp_path / "dataset_v7w_pointing.json"
+    given = load_task("visual7w", questions=file, support_questions=file, images=tmp_path / "images")
+    assert [q.id for q in given.support] == ["904", "905"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda d: d["boxes"].pop(1), r":1 field 'qa_pairs': question 900: box 3 is not under 'boxes'"),
+        (lambda d: d["boxes"].append(d["boxes"][0]), r"field 'box_id': 7 occurs twice"),
+        (lambda d: d["boxes"][0].pop("width"), r"field 'width': field is missing"),
+        (lambda d: d["boxes"][0].update(width=-2), r"field 'box 7': the box has a negative width or height"),
+        (lambda d: d["images"][1]["qa_pairs"][0].pop("answer"), r":2 field 'answer': field is missing"),
+        (lambda d: d["images"][1]["qa_pairs"][0].update(qa_id=900), r":2 field 'qa_id': '900' occurs twice"),
+        (lambda d: [i.update(split="train") for i in d["images"]], "no questions of the split 'val'"),
+        (lambda d: d.pop("images"), "field 'images': field is missing"),
+    ],
+)
+def test_a_release_that_does_not_fit(tmp_path, change, problem):
+    options = box_formats.visual7w_release(tmp_path)
+    file = tmp_path / "dataset_v7w_pointing.json"
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+    with pytest.raises(DataError, match=rf"dataset_v7w_pointing\.json.*{problem}"):
+        load_task("visual7w", **options)

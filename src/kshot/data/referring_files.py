@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from kshot.data.box_task import Item
 from kshot.data.boxes import Box, Point, Size, box_of_corner_and_size, read_box
 from kshot.data.readers import check_unique, get, get_texts, index_by, read_json
@@ -67,7 +69,8 @@ def read_phrases(file: Path, split: str, instances: Path | None = None) -> list[
         raise DataError("the file holds no phrases", file=file)
     first = records[0][1]
     if "expression" in first:
-        phrases = [_line(record, file, number) for number, record in records]
+        shown = tqdm(records, desc=f"reading phrases of {file.name}", disable=None, leave=False)
+        phrases = [_line(record, file, number) for number, record in shown]
     elif "sentences" in first and "bbox" not in first:
         phrases = _release(records, file, split, instances or file.with_name("instances.json"))
     elif "bbox" in first and ("sentences" in first or "captions" in first):
