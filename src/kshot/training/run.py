@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate.utils import DistributedType
+from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from kshot.errors import OptionError, UnknownName
@@ -59,6 +61,8 @@ def training_arguments(folder: Path, trainer: Mapping[str, Any], seed: int) -> T
             raise OptionError(f"trainer.{name} cannot be set: {OURS[name]}")
         if name not in known:
             raise UnknownName("argument of the trainer", name, known - set(OURS))
+    if trainer.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+        raise OptionError("trainer.deepspeed: the package deepspeed is not installed (pip install deepspeed)")
     defaults: dict[str, Any] = {
         "report_to": "none",
         "logging_steps": 10,
@@ -104,7 +108,7 @@ def run(
         OptionError: the folder holds a run with another configuration; the Trainer cannot do what its arguments say.
         CannotWrite: the folder, or a checkpoint in it.
     """
-    arguments = training_arguments(folder, trainer, seed)
+    arguments = training_arguments(folder, _sharding(trainer, objective.model), seed)
     made = _trainer(objective, arguments, keep, options)
     record = {
         "config": _plain(config),
@@ -130,6 +134,23 @@ def lasting(trainer: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _plain(value) for name, value in sorted(trainer.items()) if name not in HARMLESS}
 
 
+def _sharding(trainer: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    """The Trainer's arguments with the layers that FSDP shards one by one, unless the user named them.
+
+    accelerate takes all that an architecture lists as not to be split, and gives up if the model has not got one of them, which is
+    so for nearly all models of images and text: their lists hold the layers of every tower that they could have.
+    """
+    settings = trainer.get("fsdp_config") or {}
+    keys = {f"{prefix}{key}" for prefix in ("", "fsdp_") for key in ("transformer_layer_cls_to_wrap", "min_num_params")}
+    if not trainer.get("fsdp") or not isinstance(settings, Mapping) or keys & set(settings):
+        return trainer
+    listed = set(getattr(model, "_no_split_modules", None) or ())
+    rows = (row for row in model.modules() if isinstance(row, nn.ModuleList))
+    layers = {type(layer).__name__ for row in rows for layer in row} & listed
+    named = {"transformer_layer_cls_to_wrap": sorted(layers)} if layers else {}
+    return {**trainer, "fsdp_config": {**settings, **named}}
+
+
 def _trainer(objective: Objective, arguments: TrainingArguments, keep: int, options: Mapping[str, Any]) -> KshotTrainer:
     """The Trainer, in the kind of parallel training that was asked for.
 
@@ -142,6 +163,7 @@ def _trainer(objective: Objective, arguments: TrainingArguments, keep: int, opti
         raise OptionError(f"trainer: {_first_line(error)}") from error
     kind = made.accelerator.distributed_type
     if arguments.fsdp and kind != DistributedType.FSDP:
+        os.environ.pop("ACCELERATE_USE_FSDP", None)  # set by accelerate, for whatever this process trains next
         # accelerate would train unsharded: replicated on several processes on the CPU, and alone without a launcher.
         where = "on the CPU" if arguments.device.type == "cpu" else "in a single process without a launcher"
         raise OptionError(

@@ -69,7 +69,8 @@ class Summary:
 
         self._handles = [
             self.vlm.anatomy.layers[0].register_forward_hook(keep, with_kwargs=True),
-            self.vlm.model.register_forward_hook(add),
+            # first, for sharded training takes the probe's weights away when the forward pass ends
+            self.vlm.model.register_forward_hook(add, prepend=True),
         ]
 
     def stop(self) -> None:

@@ -143,6 +143,8 @@ def _source(data: Mapping[str, Any], items: int | None, style: str | None, seed:
         own = dict(entry)
         share = own.pop("share", None)
         if share is not None:
+            if isinstance(share, bool) or not isinstance(share, int | float):
+                raise OptionError(f"data.{name}.share={share!r}: must be a number, the source's part of the items")
             shares[name] = float(share)
         if style is not None:
             own.setdefault("style", style)
@@ -204,6 +206,8 @@ def _adapted(vlm: VLM, lora: Mapping[str, Any], quantization: Any, trainer: Mapp
         adapted = get_peft_model(vlm.model, LoraConfig(**options))
     except (TypeError, ValueError) as error:
         raise OptionError(f"lora: {error}") from error
+    for settings in adapted.peft_config.values():
+        settings.base_model_name_or_path = vlm.source  # as it was named, not where it lies on this machine
     if trainer.get("gradient_checkpointing"):
         adapted.enable_input_require_grads()
     return adapted

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +109,8 @@ class KshotTrainer(Trainer):
         self.loss_is_scaled_for_ga = True  # the loss is a sum, divided by the amount of the whole step
         self.remove_callback(PrinterCallback)
         self.add_callback(_TellEpoch(self.sampler))
+        if args.disable_tqdm:
+            self.add_callback(_Say())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Key]:
         return self.sampler
@@ -214,6 +217,16 @@ class _TellEpoch(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.sampler.epoch = int((state.epoch or 0.0) + 1e-6)
+
+
+class _Say(TrainerCallback):
+    """A line a logging step, where no progress bar is shown."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and "loss" in (logs or {}):
+            rate = f", learning rate {logs['learning_rate']:.3g}" if "learning_rate" in logs else ""
+            line = f"step {state.global_step:,} of {state.max_steps:,}: loss {logs['loss']:.4f}{rate}"
+            print(line, file=sys.stderr, flush=True)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
