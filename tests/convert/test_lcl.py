@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -180,6 +181,8 @@ def test_images_become_white_squares(converted, source, size):
     vlm = load_model(converted["all"])
     found = vlm.processor.image_processor([image], return_tensors="pt")["pixel_values"]
     assert torch.equal(found, pixels(source.clip, [image]))
+    sent = pickle.loads(pickle.dumps(vlm.processor.image_processor))  # as workers of a loader get it
+    assert torch.equal(sent([image], return_tensors="pt")["pixel_values"], found)
     # Without kshot: the same geometry, in another colour.
     plain = hf.AutoImageProcessor.from_pretrained(converted["all"])([image], return_tensors="pt")["pixel_values"]
     assert plain.shape == found.shape
@@ -225,6 +228,27 @@ def test_link_episodes_are_the_processors_own_prompts(converted, style):
         assert text.endswith(" ASSISTANT:")
     own = vlm.processor(text=text, images=[p.load() for p in prompt.pictures])["input_ids"][0]
     assert list(vlm.encode(one, LINK, style).tokens.ids) == own
+
+
+def test_a_clip_of_an_older_kind(tmp_path, converted):
+    """Pickled, with tables of positions, and without, or with other, settings of its preprocessor."""
+    source = build(tmp_path)
+    with safe_open(source.clip / "model.safetensors", "pt") as held:
+        state = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
+    state["vision_model.embeddings.position_ids"] = torch.arange(PATCHES + 1)[None]
+    torch.save(state, source.clip / "pytorch_model.bin")
+    (source.clip / "model.safetensors").unlink()
+    old = {"crop_size": 56, "size": 56, "resample": 3, "feature_extractor_type": "CLIPFeatureExtractor"}
+    (source.clip / "preprocessor_config.json").write_text(json.dumps(old))
+    out = convert_lcl(source.folder, vision=source.clip, out=tmp_path / "out")
+    notes = json.loads((out / "kshot_conversion.json").read_text())["notes"]
+    assert any("crop_size is [56], but the vision tower takes 28" in note for note in notes)
+    (source.clip / "preprocessor_config.json").unlink()
+    other = convert_lcl(source.folder, vision=source.clip, out=tmp_path / "other")
+    settings = [(folder / "processor_config.json").read_text() for folder in (converted["all"], out, other)]
+    assert settings[0] == settings[1] == settings[2]
+    for name in ("model.safetensors", "config.json"):
+        assert (other / name).read_bytes() == (converted["all"] / name).read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------ image modes
@@ -430,6 +454,13 @@ def test_pickled_code_is_not_run(tmp_path, monkeypatch):
     assert not Path("evil").exists()
 
 
+def test_weights_in_the_format_of_an_old_torch(tmp_path):
+    """They cannot be mapped, and would have to fit into memory."""
+    source = build(tmp_path)
+    torch.save(source.state, source.folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert "zip format" in refused(source, tmp_path / "out")
+
+
 @pytest.mark.parametrize("form", ["bin", "safetensors"])
 def test_truncated_weights(tmp_path, form):
     source = build(tmp_path, form=form)
@@ -499,6 +530,11 @@ def test_a_tokenizer_of_another_checkpoint(tmp_path):
     assert "5000" in refused(source, tmp_path / "out")
     (source.folder / "tokenizer.model").unlink()
     assert "no tokenizer" in refused(source, tmp_path / "out")
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
+    assert "GB free" in refused(source, tmp_path / "out")
 
 
 def test_out_and_mode_are_looked_at_first(source, tmp_path):

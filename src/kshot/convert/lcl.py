@@ -12,28 +12,24 @@ followed by :func:`kshot.load_model`; plain transformers inserts all images.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlavaConfig, LlavaProcessor
 
+from kshot.convert.folder import GIGABYTE, check_free, check_space, new_folder
+from kshot.convert.lcl_weights import PROJECTOR, lcl_entries
 from kshot.convert.lcl_words import PATCH, Words, read_words
 from kshot.convert.record import try_conversion, write_record
-from kshot.convert.shards import DTYPES, Entry, write_sharded
-from kshot.convert.vision import VisionSource, open_vision, vision_names
+from kshot.convert.shards import Entry, write_sharded
+from kshot.convert.vision import VisionSource, open_vision
 from kshot.convert.weights import Weights, read_json
 from kshot.errors import ModelError, OptionError
+from kshot.models.image_mode import IMAGE_MODE, ImageMode
 
-ImageMode = Literal["all", "last_only"]
-PROJECTOR = "model.mm_projector"
-GIGABYTE = 10**9
 TURNS, WORDS_PER_TURN = 17, 64
 """Longest episodes that upstream trained on: 16 demonstrations and a query, each an image and at most so many tokens of text."""
 
@@ -70,14 +66,14 @@ def convert_lcl(
     if not shard_size > 0:
         raise OptionError(f"shard_size is {shard_size}: give a number of gigabytes above 0")
     folder, target = Path(source).expanduser(), Path(out).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OptionError(f"{target} exists and is not empty: choose another --out, or remove it")
+    check_free(target)
     upstream = _read_config(folder)
     tower = open_vision(str(vision))
     with Weights(folder) as weights, Weights(tower.folder) as vision_weights:
         plan = _plan(folder, upstream, weights, tower, vision_weights)
-        plan.config.kshot_image_mode = image_mode
-        with _new_folder(target) as place:
+        setattr(plan.config, IMAGE_MODE, image_mode)
+        check_space(target, sum(entry.size for entry in plan.entries))
+        with new_folder(target) as place:
             processor, notes = _processor(plan, tower)
             processor.save_pretrained(place)
             plan.config.save_pretrained(place)
@@ -173,7 +169,7 @@ def _plan(folder: Path, upstream: dict[str, Any], weights: Weights, tower: Visio
         )
     words = read_words(folder, upstream, int(rows))
     config = _config(upstream, tower, words, first.dtype, int(rows), int(width))
-    entries, dropped = _entries(weights, tower, vision, config)
+    entries, dropped = lcl_entries(weights, vision, config)
     return Plan(config, entries, words, dropped)
 
 
@@ -214,77 +210,6 @@ def _config(
     return config
 
 
-def _entries(
-    weights: Weights, tower: VisionSource, vision: Weights, config: LlavaConfig
-) -> tuple[list[Entry], tuple[str, ...]]:
-    """All weights to be written, and the names of the source's that are left out."""
-    entries: list[Entry] = []
-    dropped: list[str] = []
-    tied = config.tie_word_embeddings
-    for name in weights.files:
-        new = _renamed(name)
-        if new is None or (tied and new == "lm_head.weight"):
-            dropped.append(name)
-            continue
-        entries.append(_copy(new, name, weights))
-    projector = next(entry for entry in entries if entry.name.endswith("linear_1.weight"))
-    width, dtype = projector.shape[0], projector.dtype
-    second = "model.multi_modal_projector.linear_2"
-    entries.append(Entry(f"{second}.weight", dtype, (width, width), lambda: torch.eye(width, dtype=dtype)))
-    for layer in ("linear_1", "linear_2"):
-        bias = f"model.multi_modal_projector.{layer}.bias"
-        if not any(entry.name == bias for entry in entries):
-            entries.append(Entry(bias, dtype, (width,), lambda: torch.zeros(width, dtype=dtype)))
-    for own, name in vision_names(vision).items():
-        entries.append(_copy(f"model.vision_tower.{own}", name, vision))
-    _check_shapes({entry.name: entry.shape for entry in entries}, config, tied)
-    return entries, tuple(dropped)
-
-
-def _renamed(name: str) -> str | None:
-    """The name of a weight in transformers; ``None`` for what is computed there, or comes from elsewhere."""
-    if name.endswith("rotary_emb.inv_freq") or name.startswith(("model.vision_tower.", "vision_tower.")):
-        return None
-    if name.startswith(f"{PROJECTOR}."):
-        return name.replace(PROJECTOR, "model.multi_modal_projector.linear_1", 1)
-    if name.startswith("model."):
-        return name.replace("model.", "model.language_model.", 1)
-    return name
-
-
-def _copy(new: str, name: str, weights: Weights) -> Entry:
-    tensor = weights.get(name)
-    if tensor.dtype not in DTYPES:
-        raise ModelError(
-            f"{weights.files[name]}: {name!r} is of type {tensor.dtype}; weights are 16-bit or 32-bit floats"
-        )
-    make: Callable[[], torch.Tensor] = lambda: weights.get(name)  # noqa: E731 - the tensor itself must not be kept
-    return Entry(new, tensor.dtype, tuple(tensor.shape), make, name)
-
-
-def _check_shapes(found: dict[str, tuple[int, ...]], config: LlavaConfig, tied: bool) -> None:
-    """Compare with what a model of this configuration has.
-
-    Raises:
-        ModelError: weights are missing, too many or of another shape.
-    """
-    from transformers import LlavaForConditionalGeneration
-
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if tied:
-        del wanted["lm_head.weight"]
-    missing = sorted(set(wanted) - set(found))
-    strange = sorted(set(found) - set(wanted))
-    other = [name for name in wanted if name in found and found[name] != wanted[name]]
-    problems = [f"{len(missing)} missing ({', '.join(missing[:3])} ...)"] if missing else []
-    problems += [f"{len(strange)} unknown ({', '.join(strange[:3])} ...)"] if strange else []
-    problems += [f"{name} is {list(found[name])} where config.json makes it {list(wanted[name])}" for name in other[:3]]
-    if problems:
-        raise ModelError(f"the weights do not fit the configuration: {'; '.join(problems)}")
-
-
 def _processor(plan: Plan, tower: VisionSource) -> tuple[Any, tuple[str, ...]]:
     images, notes = tower.image_processor()
     strategy = plan.config.vision_feature_select_strategy
@@ -322,25 +247,3 @@ def _notes(plan: Plan, image_mode: str) -> tuple[str, ...]:
             f"left out, for they come from elsewhere: {', '.join(others[:4])}{' ...' if len(others) > 4 else ''}"
         )
     return tuple(notes)
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder that gets its name when all is well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-    try:
-        yield place
-        place.chmod(0o777 & ~_umask())
-        if target.is_dir():
-            target.rmdir()  # it is empty
-        place.rename(target)
-    except BaseException:
-        shutil.rmtree(place, ignore_errors=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -83,8 +83,17 @@ def padded_with_background(cls: Any) -> Any:
         def pad_to_square(self, image: Any, background_color: Any = None) -> Any:
             return super().pad_to_square(image, tuple(getattr(self, BACKGROUND)))
 
+        def __reduce__(self) -> Any:
+            return _padded, (cls, self.__dict__)  # the class has no name of its own to be found by
+
     Padded.__name__, Padded.__qualname__, Padded.__module__ = cls.__name__, cls.__qualname__, cls.__module__
     return Padded
+
+
+def _padded(cls: Any, settings: dict[str, Any]) -> Any:
+    made = object.__new__(padded_with_background(cls))
+    made.__dict__ |= settings
+    return made
 
 
 @cache

@@ -240,7 +240,7 @@ class VLM:
 
     def describe(self) -> dict[str, Any]:
         """What identifies the model in a run folder; see :func:`kshot.models.identity.identity`."""
-        shown = {"image_mode": self.image_mode} if self.image_mode != "all" else {}
+        shown: dict[str, Any] = {"image_mode": self.image_mode} if self.image_mode != "all" else {}
         shown |= {"adapter": self.adapter} if self.adapter is not None else {}
         return {"name": self.name, "source": self.source} | identity(self.model, self.processor) | shown
 
