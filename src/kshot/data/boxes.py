@@ -8,7 +8,6 @@ middle, and write coordinates as fractions of the square's side, in three decima
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar, cast
@@ -26,6 +25,7 @@ Size: TypeAlias = tuple[int, int]
 Coordinates = TypeVar("Coordinates", Box, Point)
 
 DECIMALS = 3
+LIMIT = 1e9  # of coordinates in files: no picture is that large, and NaN and infinity are no coordinates
 WHITE = (255, 255, 255)
 _ROTATED = (5, 6, 7, 8)  # values of EXIF's orientation that exchange width and height
 _ORIENTATION = 0x0112
@@ -141,6 +141,18 @@ def box_of_corner_and_size(value: Any, field: str, file: str | os.PathLike[str],
     return x, y, x + width, y + height
 
 
+def as_size(width: int, height: int, file: str | os.PathLike[str], line: int | None) -> Size:
+    """Width and height that a file tells.
+
+    Raises:
+        DataError: they are not those of a picture.
+    """
+    if not (1 <= width <= LIMIT and 1 <= height <= LIMIT):
+        shown = [str(n) if abs(n) <= LIMIT else "too many" for n in (width, height)]
+        raise DataError(f"a picture of {' x '.join(shown)} pixels", file=file, line=line, field="width")
+    return width, height
+
+
 def check_inside(
     coordinates: Box | Point, size: Size, field: str, file: str | os.PathLike[str], line: int | None
 ) -> None:
@@ -173,7 +185,7 @@ def _numbers(value: Any, count: int, field: str, file: str | os.PathLike[str], l
         raise DataError(
             f"a list of {count} numbers is expected, not {describe_kind(value)}", file=file, line=line, field=field
         )
-    fine = [isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in value]
+    fine = [isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= LIMIT for v in value]
     if len(value) != count or not all(fine):
         raise DataError(f"{count} numbers are expected, not {list(value)}", file=file, line=line, field=field)
     return tuple(float(v) for v in value)

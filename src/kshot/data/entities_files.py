@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kshot.data.box_task import Item
-from kshot.data.boxes import Box, Point, Size, as_box
+from kshot.data.boxes import Box, Point, Size, as_box, as_size
 from kshot.data.readers import check_unique, get, read_text
 from kshot.data.splits import read_records
 from kshot.errors import DataError
@@ -114,7 +114,7 @@ def read_annotation(file: Path) -> Annotation:
     except ElementTree.ParseError as error:
         line = error.position[0]
         raise DataError(f"malformed XML: {error}", file=file, line=line, remedy="get the file again") from None
-    size = (_number(root, "size/width", file), _number(root, "size/height", file))
+    size = as_size(_number(root, "size/width", file), _number(root, "size/height", file), file, None)
     boxes: dict[str, list[Box]] = {}
     for element in root.findall("object"):
         names = [name.text.strip() for name in element.findall("name") if name.text and name.text.strip()]

@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kshot.data.box_task import Item
-from kshot.data.boxes import Box, Point, Size, box_of_corner_and_size, read_box
+from kshot.data.boxes import Box, Point, Size, as_size, box_of_corner_and_size, read_box
 from kshot.data.readers import check_unique, get, get_texts, index_by, read_json
 from kshot.data.splits import Record, read_records, record_id
 from kshot.errors import DataError
@@ -178,9 +178,7 @@ def _size(record: dict[str, Any], file: Path, number: int | None) -> Size | None
     if "width" not in record or "height" not in record:
         return None
     width, height = get(record, "width", int, file, number), get(record, "height", int, file, number)
-    if width < 1 or height < 1:
-        raise DataError(f"a picture of {width} x {height} pixels", file=file, line=number, field="width")
-    return width, height
+    return as_size(width, height, file, number)
 
 
 def _embedded(value: Any) -> dict[str, Any]:
@@ -189,7 +187,7 @@ def _embedded(value: Any) -> dict[str, Any]:
         if isinstance(value, str):
             try:
                 value = parse(value)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
     return value if isinstance(value, dict) else {}
 

@@ -169,12 +169,11 @@ def read_release(file: Path, split: str, version: str) -> list[PointingQuestion]
         name = get(image, "filename", str, file, number)
         for pair in get(image, "qa_pairs", list, file, number):
             key, right = get(pair, "qa_id", (int, str), file, number), get(pair, "answer", (int, str), file, number)
-            listed = sorted(
-                {right, *get(pair, "multiple_choices", list, file, number)}, key=lambda n: (str(type(n)), n)
-            )
-            if unknown := [n for n in listed if n not in boxes]:
+            offered = [right, *get(pair, "multiple_choices", list, file, number)]
+            if unknown := [n for n in offered if not isinstance(n, (int, str)) or n not in boxes]:
                 problem = f"question {key}: box {unknown[0]} is not under 'boxes'"
                 raise DataError(problem, file=file, line=number, field="qa_pairs")
+            listed = sorted(set(offered), key=lambda n: (str(type(n)), n))
             x0, y0, x1, y1 = boxes[right]
             questions.append(
                 PointingQuestion(
