@@ -186,7 +186,8 @@ def _check_architecture(source: str, config: dict[str, Any]) -> None:
         marks = ", ".join(sorted(key for key in config if key.startswith(("mm_", "use_mm"))))
         raise ModelError(
             f"{source} is a checkpoint of the original LLaVA code or of Link-Context Learning, not of transformers: its config.json "
-            f"has no vision_config and no text_config{f', but {marks}' if marks else ''}; convert it first: kshot convert lcl"
+            f"has no vision_config and no text_config{f', but {marks}' if marks else ''}; convert it first: kshot convert lcl "
+            f"{source} --vision CLIP --out FOLDER"
         )
     if kind not in CONFIG_MAPPING:
         own = "; it brings code of its own, which is never run" if config.get("auto_map") else ""
