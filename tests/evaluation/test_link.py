@@ -151,6 +151,11 @@ def test_both_scorings_are_in_the_same_run(result, task):
     assert rows["demonstrations", 4]["value"] == rows["demonstrations", 4]["further"]["two_name_upstream"]["value"] == 1
     assert rows["text-only", 4]["further"]["two_name_upstream"] == {"value": 0, "low": 0, "high": 0}
     assert held["gaps"]
+    row = result.row(2, "shuffled-labels")
+    for name in ("macro", "macro_groups"):
+        figure = row.further[name]
+        assert figure["value"] == pytest.approx(row.seeds[0].details[name])
+        assert figure["low"] < figure["value"] < figure["high"]
 
     class Loud(Linker):
         def answer(self, episodes, **options):
@@ -161,7 +166,7 @@ def test_both_scorings_are_in_the_same_run(result, task):
     assert loud.row(2).further["two_name_upstream"]["value"] == 0  # capitals
     likely = kshot.evaluate(Loud(), task, shots=2, limit=20, controls="none", scoring="likelihood")
     assert likely.value(2) == 1
-    assert likely.row(2).further == {}  # nothing was said that could be judged
+    assert "two_name_upstream" not in likely.row(2).further  # nothing was said that could be judged
 
 
 def test_the_published_form_of_predictions(result, task):
@@ -245,7 +250,7 @@ def test_zero_shot_with_all_names_stands_in_the_same_run(tmp_path):
     assert result.gap(0, "chance").value == pytest.approx(result.value(0) - 0.25)
     zero = result.row(0)
     assert set(zero.seeds[0].details) >= {"unknown", "known", "macro"}
-    assert zero.further == {}
+    assert set(zero.further) == {"macro", "macro_groups"}
     assert set(zero.categories()) >= {"20 whippet"}
     assert json.loads((tmp_path / "run" / "config.json").read_text())["task"]["zero_shot"] == "names"
     likely = kshot.evaluate(Reader(), task, shots="0", scoring="likelihood")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kshot.errors import DataError, OptionError
 from kshot.metrics import bootstrap_interval, standard_error
+from kshot.metrics.stats import macro_interval
 
 
 def test_coverage():
@@ -23,6 +24,32 @@ def test_coverage():
         low, high = bootstrap_interval(sample, level=0.9, resamples=400, seed=number)
         held += low <= 0.3 <= high
     assert abs(held / len(samples) - 0.9) < 4 * math.sqrt(0.9 * 0.1 / len(samples))
+
+
+def test_macro_interval_is_that_of_the_mean_over_classes():
+    # A frequent class that is always right and a rare one at random: 0.75 over classes, whatever the share of right answers.
+    generator = np.random.default_rng(5)
+    held = 0
+    for number in range(200):
+        items = [1.0] * 90 + [float(x) for x in generator.random(30) < 0.5]
+        labels = [0] * 90 + [1] * 30
+        low, high = macro_interval(items, labels, resamples=300, seed=number)
+        held += low <= 0.75 <= high
+        if number == 0:
+            assert (low, high) == macro_interval(items, labels, resamples=300, seed=0)
+            rare = float(np.mean(items[90:]))
+            assert low < (1 + rare) / 2 < high
+            width = 1.96 * math.sqrt(rare * (1 - rare) / 30)  # half of the rare class' own interval, twice
+            assert high - low == pytest.approx(width, rel=0.25)
+    assert abs(held / 200 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 200)
+
+
+def test_macro_interval_of_odd_input():
+    assert macro_interval([0.5, 0.5, 0.5], [0, 1, 1]) == (0.5, 0.5)
+    with pytest.raises(DataError, match="2 class labels for 3 scores"):
+        macro_interval([0.0, 1.0, 1.0], [0, 1])
+    with pytest.raises(OptionError, match="level"):
+        macro_interval([0.0, 1.0], [0, 1], level=1)
 
 
 def test_width_agrees_with_the_normal_interval():

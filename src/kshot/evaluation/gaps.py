@@ -78,8 +78,13 @@ def interval_of(by_seed: Sequence[Units], values: Sequence[float]) -> tuple[floa
     for units in by_seed:
         for unit, item in units.items():
             by_unit[unit].append(item)
-    centre = statistics.fmean(values)
-    low, high = bootstrap_interval([math.fsum(items) / len(items) for items in by_unit.values()], resamples=RESAMPLES)
+    items = [math.fsum(found) / len(found) for found in by_unit.values()]
+    return widened(bootstrap_interval(items, resamples=RESAMPLES), values)
+
+
+def widened(interval: tuple[float, float], values: Sequence[float]) -> tuple[float, float]:
+    """An interval for chance in the queries, widened by that between the figures of several seeds."""
+    centre, (low, high) = statistics.fmean(values), interval
     if len(values) > 1:
         between = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
         low, high = centre - math.hypot(centre - low, between), centre + math.hypot(high - centre, between)

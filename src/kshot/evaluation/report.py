@@ -114,8 +114,8 @@ def markdown(result: Evaluation) -> str:
         lines += markdown_table(("shots", "score", "against", "its score", "gap", "95 % interval"), gap_rows(result))
     further = further_rows(result)
     if further:
-        lines += ["", "## Further metrics", ""]
-        lines += markdown_table(("metric", "demonstrations", "shots", "value", "95 % interval"), further)
+        lines += ["", "## Further metrics and means", ""]
+        lines += markdown_table(("figure", "demonstrations", "shots", "value", "95 % interval"), further)
     details = sorted({name for row in result.rows for seed in row.seeds for name in seed.details})
     if details:
         lines += ["", "## Further figures (first seed)", ""]

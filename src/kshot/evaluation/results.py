@@ -54,7 +54,8 @@ class Row:
         spread: standard deviation between seeds; ``None`` for a single seed.
         interval: 95 % confidence interval of ``value`` (see :data:`INTERVAL`).
         chance: expected figure of a guess, where the metric knows it.
-        further: figures of further metrics: ``{name: {"value": ..., "low": ..., "high": ...}}``, mean over seeds and its interval.
+        further: further figures, ``{name: {"value": ..., "low": ..., "high": ...}}``, mean over seeds and its interval: those of
+            further metrics, and the mean over classes (``macro``) and over groups (``macro_groups``).
         category_intervals: 95 % confidence intervals of categories, where the metric says what they consist of.
     """
 

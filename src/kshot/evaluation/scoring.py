@@ -13,10 +13,11 @@ from kshot.episode import Example
 from kshot.errors import DataError
 from kshot.evaluation.cells import DEMONSTRATIONS, Cell
 from kshot.evaluation.controls import controls as control_registry
-from kshot.evaluation.gaps import RESAMPLES, Gap, Units, interval_of, to_chance, to_control
+from kshot.evaluation.gaps import RESAMPLES, Gap, Units, interval_of, to_chance, to_control, widened
 from kshot.evaluation.results import Row, SeedResult
 from kshot.metrics.base import Metric, MetricResult, wants_raw
-from kshot.metrics.stats import bootstrap_interval
+from kshot.metrics.stats import bootstrap_interval, macro_interval
+from kshot.metrics.text import GROUP
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def summarise(cell: Cell, scores: Sequence[CellScores]) -> Row:
         interval_over_seeds(scores),
         tuple(score.result for score in scores),
         statistics.fmean(chances) if chances else None,
-        {name: _further(name, scores) for name in scores[0].further},
+        {name: _further(name, scores) for name in scores[0].further} | _macros(scores),
         _category_intervals(scores),
     )
 
@@ -163,6 +164,36 @@ def _further(name: str, scores: Sequence[CellScores]) -> dict[str, float]:
     values = [score.result.further[name] for score in scores]
     low, high = interval_of([score.further[name] for score in scores], values)
     return {"value": statistics.fmean(values), "low": low, "high": high}
+
+
+def _macros(scores: Sequence[CellScores]) -> dict[str, dict[str, float]]:
+    """The means over classes and over groups, where the metric gives them and says what they consist of."""
+    found = {}
+    for name in ("macro", "macro_groups"):
+        values = [score.result.details[name] for score in scores if name in score.result.details]
+        labels = _labels(scores, grouped=name == "macro_groups")
+        if len(values) < len(scores) or not labels:
+            continue
+        items = {unit: [score.units[unit] for score in scores if unit in score.units] for unit in labels}
+        interval = macro_interval(
+            [statistics.fmean(items[u]) for u in labels], list(labels.values()), resamples=RESAMPLES
+        )
+        low, high = widened(interval, values)
+        found[name] = {"value": statistics.fmean(values), "low": low, "high": high}
+    return found
+
+
+def _labels(scores: Sequence[CellScores], *, grouped: bool) -> dict[tuple[str, ...], int]:
+    """The number of the class, or of the group, of each unit."""
+    names = sorted({name for score in scores for name in score.members if name.startswith(GROUP) == grouped})
+    numbers = {name: number for number, name in enumerate(names)}
+    return {
+        unit: numbers[name]
+        for score in scores
+        for name, units in score.members.items()
+        if name in numbers
+        for unit in units
+    }
 
 
 def _category_intervals(scores: Sequence[CellScores]) -> dict[str, tuple[float, float]]:
