@@ -17,6 +17,7 @@ FLOORS = (
     ("metrics",),
     ("data",),
     ("models",),
+    ("methods",),
     ("convert",),
     ("evaluation",),
     ("training",),

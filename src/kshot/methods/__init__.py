@@ -1,0 +1,32 @@
+"""Methods that put demonstrations into an adapter of a few kilobytes: LIVE, MimIC and their rivals, as methods of PEFT.
+
+Importing this package makes PEFT and transformers know them::
+
+    import kshot.methods
+    from peft import PeftModel, get_peft_model
+
+    model = get_peft_model(model, kshot.methods.LiveConfig())
+    model = PeftModel.from_pretrained(model, "folder/of/an/adapter")
+"""
+
+from kshot.methods.registration import Method, MethodType, methods, register_method
+
+methods.names()  # imports the modules that hold the methods, which enter them in PEFT
+
+from kshot.methods.base import ShiftConfig, ShiftLayer, ShiftModel  # noqa: E402 (they need the package to exist)
+from kshot.methods.bias import BiasConfig  # noqa: E402
+from kshot.methods.live import LiveConfig  # noqa: E402
+from kshot.methods.mimic import MimicConfig  # noqa: E402
+
+__all__ = [
+    "BiasConfig",
+    "LiveConfig",
+    "Method",
+    "MethodType",
+    "MimicConfig",
+    "ShiftConfig",
+    "ShiftLayer",
+    "ShiftModel",
+    "methods",
+    "register_method",
+]

@@ -1,0 +1,107 @@
+"""LIVE, learnable in-context vectors (arXiv 2406.13185): one vector and one scale a layer, added and rescaled.
+
+On the output h of a decoder layer (Idefics upstream) or of its MLP (Idefics2 upstream), at every position::
+
+    h' = (h + alpha v) * |h| / |h + alpha v|
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from kshot.errors import OptionError
+from kshot.methods.base import Place, ResidualShiftLayer, ShiftConfig, ShiftModel
+from kshot.methods.places import mlp_of
+from kshot.methods.registration import register_method
+from kshot.models.anatomy import Anatomy
+
+
+@dataclass
+class LiveConfig(ShiftConfig):
+    """LIVE: learnable in-context vectors, added to the hidden states and rescaled to their length.
+
+    Args:
+        placement: whether the outputs of decoder layers (``"layer"``) or of their MLPs (``"mlp"``) are shifted.
+        sigmoid: whether the scale is sigmoid(alpha) in place of alpha.
+        alpha: initial alpha; default: 0.1, or 0 with ``sigmoid``.
+        std: standard deviation of the initial vectors.
+    """
+
+    placement: Literal["layer", "mlp"] = "layer"
+    sigmoid: bool = False
+    alpha: float | None = None
+    std: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.placement not in ("layer", "mlp"):
+            raise OptionError(f"unknown placement {self.placement!r}: use 'layer' or 'mlp'")
+
+
+class LiveLayer(ResidualShiftLayer):
+    """A vector ``[width]`` and a scale ``[1]``."""
+
+    adapter_layer_names = ("live_vector", "live_alpha")
+
+    def initial(self, config: LiveConfig, random: torch.Generator) -> Mapping[str, torch.Tensor]:
+        alpha = config.alpha if config.alpha is not None else (0.0 if config.sigmoid else 0.1)
+        return {
+            "live_vector": torch.randn(self.width, generator=random) * config.std,
+            "live_alpha": torch.full((1,), alpha),
+        }
+
+    def offset(self, adapter: str) -> torch.Tensor:
+        """What is added, ``[width]``: the scaled vector."""
+        alpha = self.live_alpha[adapter]
+        return (alpha.sigmoid() if self.configs[adapter].sigmoid else alpha) * self.live_vector[adapter]
+
+    def shift(self, adapter: str, hidden: torch.Tensor) -> torch.Tensor:
+        return rescaled(hidden, self.offset(adapter))
+
+    def combine(self, adapter: str, parts: Sequence[tuple[str, float]]) -> None:
+        total = sum(weight * self.offset(name) for name, weight in parts)
+        sigmoid = self.configs[adapter].sigmoid
+        self.live_vector[adapter].copy_(total / 0.5 if sigmoid else total)
+        self.live_alpha[adapter].fill_(0.0 if sigmoid else 1.0)
+
+
+def rescaled(hidden: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """``hidden + offset`` with the length that ``hidden`` had, in the dtype of ``hidden``.
+
+    Args:
+        hidden: ``[..., width]``; norms are taken over the width, in float32 at least.
+        offset: broadcast against it.
+    """
+    moved = hidden + offset.to(hidden.dtype)
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    before = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=exact)
+    after = torch.linalg.vector_norm(moved, dim=-1, keepdim=True, dtype=exact)
+    return moved * (before / after.clamp_min(torch.finfo(exact).tiny)).to(hidden.dtype)
+
+
+class LiveModel(ShiftModel):
+    """Puts LIVE into a model."""
+
+    tuner_layer_cls = LiveLayer
+    unmergeable = "is rescaled to the length of the hidden state"
+
+    def places(self, config: LiveConfig, anatomy: Anatomy, model: nn.Module) -> list[Place]:
+        if config.placement == "layer":
+            return super().places(config, anatomy, model)
+        return [
+            Place(number, mlp_of(anatomy, number), LiveLayer, anatomy.hidden_size) for number in config.chosen(anatomy)
+        ]
+
+
+register_method(
+    "live",
+    config=LiveConfig,
+    tuner=LiveModel,
+    summary="one learnt vector and scale a layer, added to the hidden states and rescaled (arXiv 2406.13185)",
+    combinable=True,
+)

@@ -1,0 +1,130 @@
+"""MimIC (arXiv 2504.08851): each head adds what the demonstrations would have added to its attention.
+
+Self-attention over demonstrations D and the query's own tokens q splits exactly::
+
+    SA(D and q) = SA(q) + mu (SA(D) - SA(q)),   mu = Z1 / (Z1 + Z2)
+
+with Z1 and Z2 the sums of exp(logit) over the keys of D and of q. Per layer and head, a shift s stands for SA(D) - SA(q), and
+log Z1 = w . x + b for the head's query x; log Z2 is the log-sum-exp of the attention's own masked logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from kshot.errors import OptionError
+from kshot.methods.attention import HeadShiftLayer, HeadShiftModel, Heads, Query
+from kshot.methods.base import Place, ResidualShiftLayer, ShiftConfig
+from kshot.methods.places import mlp_of
+from kshot.methods.registration import register_method
+from kshot.models.anatomy import Anatomy
+
+
+@dataclass
+class MimicConfig(ShiftConfig):
+    """MimIC: a shift for each attention head, scaled by how much the query would look at demonstrations.
+
+    Args:
+        shared_heads: one shift, w and b for all heads of a layer.
+        scale: ``"learned"``, or ``"fixed"``: the whole shift is added (mu = 1), and there are no w and b.
+        ffn: also add a learnt vector to the output of each MLP.
+        query: whether w is applied to the query as attention sees it (``"post_rope"``, as the paper; log Z1 then depends on the
+            absolute position) or before its position rotates it (``"pre_rope"``).
+        paper_code: take log Z2 over all keys, masked ones included, as the published code does. Results then depend on padding,
+            and differ between reading a prompt at once and token by token; for comparisons only.
+        std: standard deviation of the initial shifts.
+        scale_std: standard deviation of the initial w.
+    """
+
+    shared_heads: bool = False
+    scale: Literal["learned", "fixed"] = "learned"
+    ffn: bool = False
+    query: Query = "post_rope"
+    paper_code: bool = False
+    std: float = 0.001
+    scale_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in {"scale": ("learned", "fixed"), "query": ("post_rope", "pre_rope")}.items():
+            if getattr(self, name) not in known:
+                raise OptionError(f"unknown {name} {getattr(self, name)!r}: use {known[0]!r} or {known[1]!r}")
+
+
+class MimicLayer(HeadShiftLayer):
+    """Shifts and w ``[heads, head width]`` and b ``[heads]``; with ``shared_heads``, one row and one number."""
+
+    adapter_layer_names = ("mimic_shift", "mimic_weight", "mimic_bias")
+
+    def initial(self, config: MimicConfig, random: torch.Generator) -> Mapping[str, torch.Tensor]:
+        rows = 1 if config.shared_heads else self.heads
+        values = {"mimic_shift": torch.randn(rows, self.head_width, generator=random) * config.std}
+        if config.scale == "learned":
+            values["mimic_weight"] = torch.randn(rows, self.head_width, generator=random) * config.scale_std
+            values["mimic_bias"] = torch.zeros(rows)
+        return values
+
+    def shift_heads(self, adapter: str, heads: Heads) -> torch.Tensor:
+        shift = self.mimic_shift[adapter].to(heads.output.dtype)[:, None]
+        if adapter not in self.mimic_weight:
+            return heads.output + shift
+        share = self.share(adapter, heads).to(heads.output.dtype)
+        return torch.addcmul(heads.output, share.unsqueeze(-1), shift)
+
+    def share(self, adapter: str, heads: Heads) -> torch.Tensor:
+        """The share mu of each query that belongs to the demonstrations, ``[batch, heads, queries]``."""
+        exact = heads.normaliser.dtype
+        weight = self.mimic_weight[adapter].to(exact).expand(heads.query.shape[1], -1)
+        log_demonstrations = torch.einsum("bhtd,hd->bht", heads.query.to(exact), weight)
+        log_demonstrations = log_demonstrations + self.mimic_bias[adapter].to(exact)[:, None]
+        normaliser = unmasked(heads) if self.configs[adapter].paper_code else heads.normaliser
+        return torch.sigmoid(log_demonstrations - normaliser)
+
+
+def unmasked(heads: Heads) -> torch.Tensor:
+    """Log-sum-exp of the logits over all keys, whether or not a query may attend to them (``paper_code``)."""
+    groups = heads.rotated.shape[1] // heads.key.shape[1]
+    logits = torch.matmul(heads.rotated, heads.key.repeat_interleave(groups, 1).transpose(2, 3)) * heads.scale
+    if heads.softcap is not None:
+        logits = heads.softcap * torch.tanh(logits / heads.softcap)
+    return logits.to(heads.normaliser.dtype).logsumexp(-1)
+
+
+class MimicFeedForwardLayer(ResidualShiftLayer):
+    """A vector ``[width]`` that is added to the output of an MLP."""
+
+    adapter_layer_names = ("mimic_ffn",)
+
+    def initial(self, config: MimicConfig, random: torch.Generator) -> Mapping[str, torch.Tensor]:
+        return {"mimic_ffn": torch.randn(self.width, generator=random) * config.std}
+
+    def shift(self, adapter: str, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + self.mimic_ffn[adapter].to(hidden.dtype)
+
+
+class MimicModel(HeadShiftModel):
+    """Puts MimIC into a model."""
+
+    tuner_layer_cls = (MimicLayer, MimicFeedForwardLayer)
+
+    def places(self, config: MimicConfig, anatomy: Anatomy, model: nn.Module) -> list[Place]:
+        found = self.attention_places(config, anatomy, MimicLayer)
+        if config.ffn:
+            found += [
+                Place(number, mlp_of(anatomy, number), MimicFeedForwardLayer, anatomy.hidden_size)
+                for number in config.chosen(anatomy)
+            ]
+        return found
+
+
+register_method(
+    "mimic",
+    config=MimicConfig,
+    tuner=MimicModel,
+    summary="a learnt shift for each attention head, scaled by the query (arXiv 2504.08851)",
+)
