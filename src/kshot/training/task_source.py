@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 from tqdm import tqdm
@@ -62,6 +64,8 @@ class TaskSource(Source):
         style: PromptStyle = "auto",
         seed: int = 0,
     ):
+        given = locals()
+        self._given = {name: given[name] for name in inspect.signature(TaskSource).parameters}
         one_of("of", of, ("support", "queries"))
         one_of("loss", loss, ("query", "all"))
         one_of("answer", answer, ("own", "any"))
@@ -87,7 +91,13 @@ class TaskSource(Source):
     def __len__(self) -> int:
         return len(self._places)
 
+    def __reduce__(self) -> Any:
+        # Tasks hold functions, which cannot be sent to another process; there, the source is made anew.
+        return partial(TaskSource, **self._given), ()
+
     def item(self, epoch: int, index: int) -> TrainingItem:
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
         query = self._examples[self._places[index]]
         shown: tuple[Example, ...] = ()
         if self.shots:
