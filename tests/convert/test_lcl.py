@@ -176,13 +176,16 @@ def test_the_processor_expands_images_and_chats_as_vicuna(converted):
 
 
 @pytest.mark.parametrize("size", [(28, 28), (60, 33), (31, 90), (300, 20)])
-def test_images_become_white_squares(converted, source, size):
+def test_images_become_white_squares(tmp_path, converted, source, size):
     image = picture(3, size)
     vlm = load_model(converted["all"])
     found = vlm.processor.image_processor([image], return_tensors="pt")["pixel_values"]
     assert torch.equal(found, pixels(source.clip, [image]))
     sent = pickle.loads(pickle.dumps(vlm.processor.image_processor))  # as workers of a loader get it
     assert torch.equal(sent([image], return_tensors="pt")["pixel_values"], found)
+    vlm.processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    assert saved == json.loads((converted["all"] / "processor_config.json").read_text())
     # Without kshot: the same geometry, in another colour.
     plain = hf.AutoImageProcessor.from_pretrained(converted["all"])([image], return_tensors="pt")["pixel_values"]
     assert plain.shape == found.shape
