@@ -527,6 +527,18 @@ def test_tokens_of_an_image(tmp_path):
     assert "lacks <im_start>, <im_end>" in refused(narrow, tmp_path / "out2")
 
 
+def test_tokens_named_in_the_tokenizers_configuration(tmp_path, converted):
+    """Where newer versions of transformers keep them."""
+    source = build(tmp_path)
+    (source.folder / "added_tokens.json").unlink()
+    path = source.folder / "tokenizer_config.json"
+    listed = {str(number): {"content": mark, "lstrip": False, "special": True} for mark, number in IDS.items()}
+    listed |= {"1": {"content": "<s>", "special": True}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"added_tokens_decoder": listed}))
+    out = convert_lcl(source.folder, vision=source.clip, out=tmp_path / "out")
+    assert (out / "tokenizer.json").read_text() == (converted["all"] / "tokenizer.json").read_text()
+
+
 def test_a_tokenizer_of_another_checkpoint(tmp_path):
     source = build(tmp_path)
     (source.folder / "added_tokens.json").write_text(json.dumps({mark: 5000 + i for i, mark in enumerate(MARKS)}))

@@ -85,11 +85,11 @@ def read_words(folder: Path, config: dict[str, Any], rows: int) -> Words:
     backend = _read(folder)
     held = json.loads(backend.to_str())
     added = {entry["content"]: entry for entry in held["added_tokens"]}
-    for content, number in sorted(read_json(folder / "added_tokens.json").items(), key=lambda item: item[1]):
+    for content, number in sorted(_named_ids(folder).items(), key=lambda item: item[1]):
         known = backend.token_to_id(content)
         if known is not None and known != number:
             raise ModelError(
-                f"{folder}: {content!r} is token {known} in the vocabulary, but {number} in added_tokens.json"
+                f"{folder}: {content!r} is token {known} in the vocabulary, but {number} among the added tokens"
             )
         special = content in marks or content in map(str, settings.values())
         added.setdefault(content, _token(number, content, special=special))
@@ -132,6 +132,17 @@ def _read(folder: Path) -> Tokenizer:
     if pipeline["normalizer"] is None and before.get("type") == "Metaspace" and before.get("split") is False:
         set_llama_pipeline(tokenizer)
     return tokenizer
+
+
+def _named_ids(folder: Path) -> dict[str, int]:
+    """Ids of added tokens that stand beside the vocabulary: in a file of their own, or in the tokenizer's configuration."""
+    ids = dict(read_json(folder / "added_tokens.json"))
+    listed = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    ids |= {token["content"]: int(number) for number, token in listed.items()}
+    wrong = {content: number for content, number in ids.items() if not isinstance(number, int)}
+    if wrong:
+        raise ModelError(f"the added tokens in {folder} have ids that are no numbers: {wrong}")
+    return ids
 
 
 def _token(number: int, content: str, *, special: bool) -> dict[str, Any]:
