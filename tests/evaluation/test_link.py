@@ -18,6 +18,7 @@ from kshot.evaluation.published import opening_of, target_of
 from kshot.evaluation.runs import read_jsonl
 from kshot.metrics.link import upstream_correct, upstream_target
 from kshot.metrics.stats import bootstrap_interval
+from kshot.prompt import render_plain
 from tests.data.concept_files import write_test100
 from tests.evaluation.toys import Lookup, colour_of, swatch
 
@@ -77,6 +78,24 @@ def test_controls_stand_beside_every_score_of_a_link_task(result, task):
         assert {row.kind for row in alone.rows} == {"demonstrations"}
     chosen = kshot.evaluate(Linker(), task, shots=2, limit=4, controls="link,no-query-image")
     assert {row.kind for row in chosen.rows} == {"demonstrations", *LINK, "no-query-image"}
+
+
+def test_without_demonstrations_the_query_stands_alone(task):
+    asked = []
+
+    class Noted(Linker):
+        def answer(self, episodes, *, template=None, **options):
+            asked.extend(render_plain(episode, template).text() for episode in episodes)
+            return super().answer(episodes, template=template, **options)
+
+    kshot.evaluate(Noted(), task, shots=0, limit=1)
+    kshot.evaluate(Noted(), task, shots=2, limit=1, controls="none")
+    alone = (
+        '[FINAL QUESTION]: USER: Based on the previous examples, what is in the image <image>? ASSISTANT: there is "'
+    )
+    assert asked[0] == alone
+    assert asked[1].startswith("You should find the causal relationship")
+    assert asked[1].endswith(alone)
 
 
 def test_plain_tasks_have_no_controls_of_their_own():

@@ -10,6 +10,7 @@ import torch
 
 from kshot.data.concepts import LINK
 from kshot.episode import Episode, Example
+from kshot.models.vlm import VLM
 from tests.models import tiny
 from tests.models.reference import vlm
 
@@ -52,6 +53,16 @@ def test_each_support_image_changes_the_logits_of_the_answer(family, style):
         changed = answer_logits(family, episode(i), style)
         assert changed.shape == intact.shape
         assert (changed - intact).abs().amax(-1).min() > LEAST, f"support image {i + 1} of {SHOTS} does not matter"
+
+
+def test_where_only_the_last_image_is_inserted_no_support_image_matters():
+    """What the published code did, and the proof that the tests here can fail."""
+    model = VLM(*tiny.build("llava_llama"), image_mode="last_only")
+    query = episode().query.with_(images=(tiny.picture(51),))
+    asked = [episode(), *(episode(i) for i in range(SHOTS)), Episode(support(), query)]
+    scores = torch.tensor(model.score(asked, NAMES, template=LINK, style="plain", batch_size=1))
+    assert (scores[1:-1] == scores[0]).all()
+    assert (scores[-1] - scores[0]).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))

@@ -21,7 +21,7 @@ import numpy as np
 from kshot.data.drawing import invent_name, random_letters
 from kshot.data.sources import as_template
 from kshot.data.task import Task
-from kshot.episode import Example
+from kshot.episode import Episode, Example
 from kshot.errors import DataError, OptionError
 from kshot.picture import Picture
 from kshot.prompt import Template
@@ -209,6 +209,10 @@ class ConceptTask(Task):
             if not (way == drawn.target and number == drawn.held)
         ]
         return LazySequence(len(places), lambda i: self._demonstration(drawn, names, *places[i]))
+
+    def without_demonstrations(self, query: Example) -> Episode:
+        """In the link style the query's turn alone, as published: the instruction speaks of demonstrations."""
+        return Episode((), query, instruction="" if self.style == "link" else None)
 
     def parse(self, text: str) -> str:
         """The name in a generated text; of the link style's ``there is "NAME" in the image`` what stands in quotation marks.

@@ -114,7 +114,7 @@ class Choices(Mapping[str, tuple[str, ...]]):
         if query.id not in self.ids:
             raise DataError(f"no demonstrations were chosen for query {query.id!r}", remedy="choose for all queries")
         if not self.ids[query.id]:
-            return Episode((), query)
+            return task.without_demonstrations(query)
         pool = support if support is not None else task.pool(query)
         shown = []
         for place, name in zip(self.places[query.id], self.ids[query.id], strict=True):

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from kshot.episode import Example
+from kshot.episode import Episode, Example
 from kshot.prompt import Template
 from kshot.registry import Registry
 
@@ -59,6 +59,10 @@ class Task(ABC):
     def pool(self, query: Example) -> Sequence[Example]:
         """The support set of one query. Default: the same for all queries."""
         return self.support
+
+    def without_demonstrations(self, query: Example) -> Episode:
+        """The episode of a query that is shown no demonstrations."""
+        return Episode((), query)
 
     def parse(self, text: str) -> str:
         """The prediction in a generated text: what stands before the first stop string, without white space around it."""

@@ -78,11 +78,12 @@ class Run:
         """What makes the episodes of a cell's queries."""
         task = self.answering.task
         if not cell.shots:
-            told = None
+            asked, form = self.asked(cell), self.form(cell).task
+            told = f"{task.template.instruction}{task.template.short_instruction}\n"
             if cell.kind == FORMAT_ONLY:
-                told = f"{task.template.instruction}{task.template.short_instruction}\n"
-            asked = self.asked(cell)
-            make = lambda queries: [Episode((), asked[query.id], instruction=told) for query in queries]  # noqa: E731
+                make = lambda queries: [Episode((), asked[query.id], instruction=told) for query in queries]  # noqa: E731
+            else:
+                make = lambda queries: [form.without_demonstrations(asked[query.id]) for query in queries]  # noqa: E731
         else:
             choices = Choices.load(self.folder.choices(cell.shots, cell.seed))
             make = lambda queries: choices.episodes(task, queries)  # noqa: E731
