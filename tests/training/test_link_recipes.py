@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from kshot.cli import main
-from tests.data.formats import all_fixtures
+from tests.data.box_formats import rec_lines
+from tests.data.formats import all_fixtures, write_lines
 from tests.training.link_toys import write_list
 
 FOLDER = files("kshot").joinpath("recipes")
@@ -49,7 +50,8 @@ def test_a_training_recipe_runs(name, lists, tmp_path, tmp_path_factory):
     ]
     for source, entry in held(name)["data"].items():
         if entry["kind"] == "task":
-            words += [f"--data.{source}.options.root", str(_files(entry["task"], tmp_path_factory))]
+            for option, value in _files(entry, tmp_path_factory).items():
+                words += [f"--data.{source}.options.{option}", str(value)]
             continue
         words += [f"--data.{source}.source", str(lists / "train900_pairs.jsonl"), f"--data.{source}.root", str(lists)]
         if entry["kind"] == "jigsaw":
@@ -99,7 +101,10 @@ def test_the_recipes_say_what_the_paper_says():
     assert kinds == pytest.approx({"link": 0.15, "reference": 0.15, "jigsaw": 0.2, "task": 0.5})
 
 
-def _files(task: str, factory) -> Path:
-    folder = factory.mktemp(task)
-    FIXTURES[task](folder)
-    return folder
+def _files(entry: dict, factory) -> dict:
+    """Files of a task in its official format, and the options that say where they are."""
+    folder = factory.mktemp(entry["task"])
+    if entry["options"].get("dataset") == "vg":
+        write_lines(folder / "GC_genome196_train.jsonl", rec_lines(folder, 0, 2))
+        return {"root": folder}
+    return FIXTURES[entry["task"]](folder)

@@ -208,7 +208,8 @@ class LinkEpisodes(ClassEpisodes):
             **self.sides.describe(),
             "names": self.names,
             "rename": self.rename,
-            "questions": list(self._query_questions),
+            "questions": self.questions,
+            "wordings": digest("\n".join(self._query_questions)),
             "loss": self.loss,
             "template": asdict(self.template),
         }
