@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kshot.data.clevr import _Steps
 from kshot.data.clevr_program import ANSWERS, answer_of, program_text, question_type, run_program
+from kshot.data.splits import read_records
 from kshot.data.task import load_task
 from kshot.errors import DataError, OptionError
 from kshot.metrics.base import metrics
@@ -175,3 +177,17 @@ def test_sets_of_objects_are_those_found_by_looking(things, color, shape):
         (own,) = colored
         same = run_program(clevr_program("scene", f"filter_color:{color}[0]", "unique[1]", "same_shape[2]"), scene)[-1]
         assert same == [n for n, (_, s) in enumerate(things) if s == things[own][1] and n != own]
+
+
+def test_equal_steps_are_kept_once(options):
+    task = load_task("clevr", **options)
+    file = options["root"] / "questions" / "CLEVR_val_questions.json"
+    steps = _Steps()
+    records = [row for _, row in read_records(file, "questions", object_hook=steps.share)]
+    assert [row["program"] for row in records] == [row["program"] for row in json.loads(file.read_text())["questions"]]
+    first, second = (row["program"][0] for row in records[:2])
+    assert first is second
+    told = {"function": "scene", "inputs": [], "value_inputs": [], "ans": [0]}
+    assert steps.share(told) is told
+    assert steps.share({"inputs": [[]], "value_inputs": [[1]], "function": "x"})["function"] == "x"
+    assert len(task.queries) == len(records)

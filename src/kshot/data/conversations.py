@@ -18,7 +18,18 @@ from typing import Any, Literal, TypeAlias
 from kshot.data.choice import Benchmark, Support
 from kshot.data.readers import PathLike, get
 from kshot.data.sources import ImageRoot, LazyExamples, as_template
-from kshot.data.splits import CHAT, CHAT_STOP, Record, after_turns, files_of, join, one_of, read_records, record_id
+from kshot.data.splits import (
+    CHAT,
+    CHAT_STOP,
+    Record,
+    after_turns,
+    files_of,
+    join,
+    no_collector,
+    one_of,
+    read_records,
+    record_id,
+)
 from kshot.data.task import tasks
 from kshot.episode import Example
 from kshot.errors import DataError
@@ -89,10 +100,11 @@ class Conversations(Benchmark):
         root = ImageRoot(self._images if self._images is not None else self._lists[0].parent)
         used: Counter[str] = Counter()
         parts, shown = [], []
-        for file in self._lists:
-            ids, examples, images = self._read_list(file, root, used)
-            parts.append((ids, examples))
-            shown += images
+        with no_collector():
+            for file in self._lists:
+                ids, examples, images = self._read_list(file, root, used)
+                parts.append((ids, examples))
+                shown += images
         examples = join(parts, self._lists, "id")
         self._leave_one_out(examples, ["conversation"] * len(shown), shown)
         return examples

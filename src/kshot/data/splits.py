@@ -6,9 +6,11 @@ in a second form too, the JSON Lines of Shikra and Link-Context Learning; :func:
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -152,7 +154,8 @@ class SplitTask(FileTask):
 
     def _read(self, role: str) -> LazyExamples:
         files, images = self._parts[role], self.image_root(role)
-        return join([self.read_file(file, role, images) for file in files], files, self.id_field)
+        with no_collector():
+            return join([self.read_file(file, role, images) for file in files], files, self.id_field)
 
 
 def join(parts: Sequence[tuple[Sequence[str], LazyExamples]], files: Sequence[Path], field: str) -> LazyExamples:
@@ -175,16 +178,39 @@ def join(parts: Sequence[tuple[Sequence[str], LazyExamples]], files: Sequence[Pa
     return LazyExamples(make, range(len(places)))
 
 
-def read_records(file: PathLike, key: str | None = None, *, id_field: str | None = None) -> list[Record]:
+@contextlib.contextmanager
+def no_collector() -> Iterator[None]:
+    """Pauses Python's cyclic garbage collector.
+
+    Annotation files become millions of small lists and dictionaries, none of them in a cycle; the collector would walk through all
+    of them again and again while they are made, which takes most of the time.
+    """
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
+
+
+def read_records(
+    file: PathLike,
+    key: str | None = None,
+    *,
+    id_field: str | None = None,
+    object_hook: Callable[[dict[str, Any]], Any] | None = None,
+) -> list[Record]:
     """The records of an annotation file, whichever of these it is: JSON Lines, a list, an object with a list under ``key``, or, if
-    ``id_field`` is given, an object of records by id (which is then entered under that name).
+    ``id_field`` is given, an object of records by id (which is then entered under that name). ``object_hook`` (see
+    :func:`~kshot.data.readers.read_json`) can make large files lighter; JSON Lines are read without it.
 
     Raises:
         DataError: see :mod:`kshot.data.readers`; also if it is none of these, or a record is no object.
     """
     if is_json_lines(file):
         return read_json_lines(file)
-    data = read_json(file)
+    data = read_json(file, object_hook=object_hook)
     if isinstance(data, dict) and key is not None and isinstance(data.get(key), list):
         data = data[key]
     elif isinstance(data, dict) and id_field is not None and all(isinstance(v, dict) for v in data.values()):
