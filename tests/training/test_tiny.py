@@ -239,7 +239,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(tokenizer, banks, tmp_pat
             model,
             tokenizer,
             lambda early: Features(ImageEncoder(model), banks),
-            [Stage(3, Mixture(tokens=300)), Stage(4, Mixture(tokens=300, balanced=True, prototype=0.5, hint=0.5))],
+            [
+                Stage(3, Mixture(tokens=300)),
+                Stage(4, Mixture(tokens=300, balanced=True, prototype=0.5, hint=0.5, agreement=0.5)),
+            ],
             single_steps=1,
             short_steps=1,
         )

@@ -169,7 +169,8 @@ def train_tiny(
         short=deep_short,
         constant=deep_constant,
         hint=0.5,
-        prototype=0.5,
+        prototype=1.0,
+        agreement=1.5,
     )
     relating = LanguageObjective(
         model,

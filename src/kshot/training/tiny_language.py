@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
@@ -24,7 +23,7 @@ from kshot.data.drawing import SCENE_TASKS
 from kshot.training.objective import Objective
 from kshot.training.run import run_steps
 from kshot.training.tiny_banks import Banks
-from kshot.training.tiny_batches import IGNORED, Encoder, TokenBatch
+from kshot.training.tiny_batches import Encoder, TokenBatch
 from kshot.training.tiny_episodes import (
     Namer,
     TinyEpisode,
@@ -35,6 +34,7 @@ from kshot.training.tiny_episodes import (
     scenes_by_value,
     training_names,
 )
+from kshot.training.tiny_losses import losses
 from kshot.training.tiny_model import ImageEncoder
 from kshot.training.tiny_prompts import Wording, random_wording, short_wording
 from kshot.training.tiny_vision import embed
@@ -83,6 +83,7 @@ class TinyLanguage(nn.Module):
         self.probe = nn.Linear(width, width)
         self.hint = nn.Linear(width, len(SCENE_TASKS))
         self.prototype = nn.Linear(width, width)
+        self.agreement = nn.Linear(width, len(SCENE_TASKS))
         self.image_direction = nn.Parameter(torch.randn(width))
 
     def start(self, label_ids: list[int]) -> None:
@@ -98,20 +99,18 @@ class TinyLanguage(nn.Module):
     def take_additions(self, other: TinyLanguage) -> None:
         """Go on with another run's image direction and probes."""
         self.image_direction.data.copy_(other.image_direction.data)
-        for name in ("probe", "hint", "prototype"):
+        for name in ("probe", "hint", "prototype", "agreement"):
             getattr(self, name).load_state_dict(getattr(other, name).state_dict())
 
-    def states(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Hidden states (rows, length, width) of embeddings: final, after the first layer, before the last two, before the last."""
+    def states(self, embeddings: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states (rows, length, width) of embeddings: final, and behind each layer."""
         positions = torch.arange(embeddings.shape[1])[None]
         rotary = self.decoder.rotary_emb(embeddings, positions)
-        hidden = first = late = last = embeddings
-        for number, layer in enumerate(self.decoder.layers):
+        hidden, behind = embeddings, []
+        for layer in self.decoder.layers:
             hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
-            first = hidden if number == 0 else first
-            late = hidden if number == len(self.decoder.layers) - 3 else late
-            last = hidden if number == len(self.decoder.layers) - 2 else last
-        return self.decoder.norm(hidden), first, late, last
+            behind.append(hidden)
+        return self.decoder.norm(hidden), behind
 
     def embed(self, batch: TokenBatch, features: Tensor) -> Tensor:
         """Input embeddings: word vectors, and at the placeholders the pictures' features."""
@@ -131,7 +130,7 @@ class Mixture:
         balanced: whether characters, scenes and renamed scenes weigh the same in the loss, per answer and not per token. (Names of
             characters have several tokens, so that most of a loss per token is about spelling.)
         one_kind: whether the names in a batch are mostly of one kind (less padding).
-        hint, prototype: weights of the hint loss and of the prototype loss.
+        hint, prototype, agreement: weights of losses beside that of the answers, see :mod:`kshot.training.tiny_losses`.
         constant: share of renamed scenes in which some attributes, drawn at random, are the same in all pictures.
         lengths: numbers of pictures in an episode and their weights.
     """
@@ -146,6 +145,7 @@ class Mixture:
     balanced: bool = False
     hint: float = 0.0
     prototype: float = 0.0
+    agreement: float = 0.0
     constant: float = 0.0
     lengths: tuple[tuple[int, float], ...] = ((9, 0.6), (4, 0.05), (6, 0.07), (17, 0.08), (21, 0.13), (33, 0.07))
 
@@ -166,7 +166,7 @@ class Stage:
 
 
 class LanguageObjective(Objective):
-    """Answers, and what helps to learn them early: the summary, hint and prototype losses. An item is the batch of a step.
+    """Answers, and what helps to learn them early: the losses of ``tiny_losses``. An item is the batch of a step.
 
     Args:
         model, tokenizer: the model whose language model is trained, and its tokenizer.
@@ -226,11 +226,12 @@ class LanguageObjective(Objective):
         stage = self._stage(batch["step"])
         tokens = TokenBatch(**{name: value for name, value in batch.items() if name != "step"})
         mixture = stage.mixture
-        parts = losses(self.model, self._run, tokens, self.features(stage.early), balanced=mixture.balanced)
-        answers, summary, hint, prototype = parts
-        total = answers + summary + mixture.hint * hint + mixture.prototype * prototype
-        named = {"answer_loss": answers, "summary_loss": summary, "hint_loss": hint, "prototype_loss": prototype}
-        return total, named
+        features = self.features(stage.early)
+        weights = {"hint_loss": mixture.hint, "prototype_loss": mixture.prototype, "agreement_loss": mixture.agreement}
+        wanted = [name for name, weight in weights.items() if weight]
+        found = losses(self.model, self._run, tokens, features, balanced=mixture.balanced, wanted=wanted)
+        total = found["answer_loss"] + found["summary_loss"] + sum(weights[name] * found[name] for name in wanted)
+        return total, found
 
     def _stage(self, step: int) -> Stage:
         return next(stage for stage in self.stages if step < stage.until)
@@ -266,32 +267,6 @@ def train_language(
     }
     own = {"save_steps": 250, **(trainer or {})}
     run_steps(objective, folder, optimizer, rate, trainer=own, config=record, seed=objective.seed)
-
-
-def losses(
-    language: TinyLanguage, run: object, batch: TokenBatch, features: Features, *, balanced: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss of the answers (see :class:`Mixture` for ``balanced``), and the summary, hint and prototype losses."""
-    pictures = features.look_up(batch)
-    final, first, late, last = run(language.embed(batch, pictures))  # type: ignore[operator]
-    graded = batch.targets != IGNORED
-    answers = F.cross_entropy(language.head(final[graded]), batch.targets[graded], reduction="none")
-    if balanced:
-        kind_of = batch.kinds[graded.nonzero()[:, 0]]
-        sums = torch.zeros(len(batch.answers)).index_add(0, kind_of, answers)
-        loss = (sums / batch.answers.clamp(min=1)).sum() / (batch.answers > 0).sum()
-    else:
-        loss = answers.mean()
-    known = language.probe(first[tuple(batch.summary_at.T)])
-    summary = F.mse_loss(known, pictures.mean(1)[batch.summary_of])
-    means = pictures.mean(1)
-    shape = len(batch.group_at), means.shape[1]
-    counts = torch.bincount(batch.group_of, minlength=shape[0]).unsqueeze(1)
-    prototypes = means.new_zeros(shape).index_add(0, batch.group_of, means[batch.group_pictures]) / counts
-    prototype = F.mse_loss(language.prototype(late[tuple(batch.group_at.T)]), prototypes)
-    if not len(batch.task_of):
-        return loss, summary, loss.new_zeros(()), prototype
-    return loss, summary, F.cross_entropy(language.hint(last[tuple(batch.task_at.T)]), batch.task_of), prototype
 
 
 def training_batch(
