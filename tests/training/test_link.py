@@ -267,6 +267,17 @@ def test_both_names_made_up():
             assert not d.text_answer.startswith("thing")
 
 
+def test_names_may_be_drawn_from_a_list():
+    source = LinkEpisodes(CLASSES, shots_per_side=1, names=["red", "green", "thing 1"], novel="all")
+    assert {d.answer for i in range(8) for d in source.item(0, i).episode.demonstrations} == {"red", "green", "thing 1"}
+    pair = classes(count=2, neighbours=1)
+    one_real = LinkEpisodes(pair, shots_per_side=1, names=["red", "thing 1"], episodes_per_class=9)
+    for index in range(0, len(one_real), 2):  # "thing 1" is what the known class is called
+        assert {d.answer for d in one_real.item(0, index).episode.demonstrations} == {"red", "thing 1"}
+    with pytest.raises(OptionError, match="none could be drawn that is not the name of a known class, thing 1"):
+        LinkEpisodes(pair, shots_per_side=1, names=["thing 1", "Thing 1"]).item(0, 0)
+
+
 def test_renaming_is_a_probability():
     source = LinkEpisodes(CLASSES, shots_per_side=1, rename=0.3, episodes_per_class=60)
     renamed = sum(

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from kshot.data.concepts import checked_names, digest, generator, make_names, one_of
+from kshot.data.concepts import checked_names, digest, generator, listed, make_names, one_of
 from kshot.data.link_classes import LinkClass, load_link_classes
 from kshot.data.readers import PathLike
 from kshot.data.sources import as_template
@@ -225,14 +225,21 @@ class LinkEpisodes(ClassEpisodes):
         return TrainingItem(episode, self.template, graded, self.style, self.kind)
 
     def _names(self, drawn: Sides, rng: np.random.Generator) -> tuple[str, ...]:
-        """The sides' names, no two of them the same."""
+        """The sides' names, no two of them the same.
+
+        Raises:
+            OptionError: the names to draw from are real names of the known sides.
+        """
         made_up = [side == 0 or rng.random() < self.rename for side in range(len(drawn.classes))]
         real = {fold(one.name) for one, made in zip(drawn.classes, made_up, strict=True) if not made}
-        while True:
-            names = iter(make_names(self.names, sum(made_up), rng))
-            told = [next(names) if made else one.name.lower() for one, made in zip(drawn.classes, made_up, strict=True)]
-            if not any(made and fold(name) in real for name, made in zip(told, made_up, strict=True)):
-                return tuple(told)
+        for _ in range(1000):
+            invented = make_names(self.names, sum(made_up), rng)
+            if not any(fold(name) in real for name in invented):
+                names = iter(invented)
+                return tuple(
+                    next(names) if made else one.name.lower() for one, made in zip(drawn.classes, made_up, strict=True)
+                )
+        raise OptionError(f"names: none could be drawn that is not the name of a known class, {listed(sorted(real))}")
 
 
 def _example(drawn: Sides, names: tuple[str, ...], place: int | None, question: str) -> Example:
