@@ -114,10 +114,8 @@ def choose(call: Call) -> str:
     return "eager"
 
 
-def additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A mask to be added to logits. Its least value is finite, so that rows without any key stay finite, too."""
-    if mask is None:
-        return None
     least = torch.finfo(dtype).min
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, least)
@@ -166,7 +164,7 @@ def fused_cpu(call: Call) -> Attended:
     groups = call.query.shape[1] // call.key.shape[1]
     if groups > 1 and call.query.shape[2] == 1:
         return _packed(call, groups, fused_cpu)
-    mask = additive(call.mask, call.query.dtype)
+    mask = None if call.mask is None else additive(call.mask, call.query.dtype)
     return _CpuFlash.apply(call.query, call.key, call.value, mask, call.causal and call.query.shape[2] > 1, call.scale)
 
 
@@ -176,7 +174,7 @@ def efficient(call: Call) -> Attended:
     if groups > 1 and call.query.shape[2] == 1:
         return _packed(call, groups, efficient)
     key, value = _repeated(call.key, groups), _repeated(call.value, groups)
-    mask = additive(call.mask, call.query.dtype)
+    mask = None if call.mask is None else additive(call.mask, call.query.dtype)
     if mask is not None:
         mask = _aligned(mask.expand(call.query.shape[0], call.query.shape[1], call.query.shape[2], -1))
     return _Efficient.apply(call.query, key, value, mask, call.causal and call.query.shape[2] > 1, call.scale)
@@ -193,7 +191,8 @@ def flash(call: Call) -> Attended:
 
 def flex(call: Call) -> Attended:
     """FlexAttention, compiled: any mask, soft caps and grouped heads in one kernel, gradients of its own."""
-    mask, cap, causal = additive(call.mask, call.query.dtype), call.softcap, call.causal and call.query.shape[2] > 1
+    mask = None if call.mask is None else additive(call.mask, call.query.dtype)
+    cap, causal = call.softcap, call.causal and call.query.shape[2] > 1
     rows, heads = (mask.shape[0] > 1, mask.shape[1] > 1) if mask is not None else (False, False)
 
     def score(logit: Any, row: Any, head: Any, query: Any, key: Any) -> Any:
@@ -374,6 +373,6 @@ def _probe(name: str, device: str, dtype: torch.dtype, causal: bool) -> list[tor
         torch.randn(2, heads, 24, 64, generator=random).to(device, dtype).requires_grad_() for heads in (4, 2, 2)
     ]
     with torch.enable_grad(), torch.inference_mode(False):
-        output, normaliser = VARIANTS[name].run(Call(*tensors, None, causal, 0.125))
+        output, normaliser = VARIANTS[name].run(Call(tensors[0], tensors[1], tensors[2], None, causal, 0.125))
         loss = (output.float() * torch.linspace(-1, 1, 64, device=device)).sum() + normaliser.float().square().sum()
         return [output.detach(), normaliser.detach(), *torch.autograd.grad(loss, tensors)]

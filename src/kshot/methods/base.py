@@ -215,8 +215,9 @@ class ResidualShiftLayer(ShiftLayer):
 class ShiftModel(BaseTuner):
     """Puts the adapters of a method into a model.
 
-    Subclasses give ``tuner_layer_cls`` (one class, or several in a tuple) and, unless they act on the output of decoder layers, ``needs`` and :meth:`places`.
-    ``method``, ``prefix`` and ``child`` are set by :func:`~kshot.methods.registration.register_method`.
+    Subclasses give ``tuner_layer_cls`` (one class, or several in a tuple) and, unless they act on the output of decoder layers,
+    ``needs`` and :meth:`places`. ``method``, ``prefix`` and ``child`` are set by
+    :func:`~kshot.methods.registration.register_method`.
 
     Attributes:
         unmergeable: why the method cannot be merged into weights, to complete "it ...".
@@ -267,8 +268,8 @@ class ShiftModel(BaseTuner):
         for name in adapters:
             if name not in self.peft_config:
                 raise UnknownName("adapter", name, self.peft_config)
-        configs = [self.peft_config[name] for name in adapters]
-        alike: list[Any] = [replace(config, layers=None, seed=0, base=None, inference_mode=False) for config in configs]
+        configs: list[Any] = [self.peft_config[name] for name in adapters]
+        alike = [replace(config, layers=None, seed=0, base=None, inference_mode=False) for config in configs]
         if any(config != alike[0] for config in alike):
             raise OptionError(f"adapters {', '.join(adapters)} have different options and cannot be added up")
         chosen = [config.layers for config in configs]

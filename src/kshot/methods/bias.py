@@ -43,6 +43,7 @@ class BiasLayer(ResidualShiftLayer):
     """A vector ``[width]``."""
 
     adapter_layer_names = ("bias_shift_vector",)
+    bias_shift_vector: nn.ParameterDict
 
     def initial(self, config: BiasConfig, random: torch.Generator) -> Mapping[str, torch.Tensor]:
         return {"bias_shift_vector": torch.randn(self.width, generator=random) * config.std}

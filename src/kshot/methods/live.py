@@ -47,6 +47,8 @@ class LiveLayer(ResidualShiftLayer):
     """A vector ``[width]`` and a scale ``[1]``."""
 
     adapter_layer_names = ("live_vector", "live_alpha")
+    live_vector: nn.ParameterDict
+    live_alpha: nn.ParameterDict
 
     def initial(self, config: LiveConfig, random: torch.Generator) -> Mapping[str, torch.Tensor]:
         alpha = config.alpha if config.alpha is not None else (0.0 if config.sigmoid else 0.1)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from kshot.errors import OptionError
-from kshot.methods.attention import HeadShiftLayer, HeadShiftModel, Heads, Query
+from kshot.methods.attention import Heads, HeadShiftLayer, HeadShiftModel, Query
 from kshot.methods.base import Place, ResidualShiftLayer, ShiftConfig
 from kshot.methods.places import mlp_of
 from kshot.methods.registration import register_method
@@ -60,6 +60,9 @@ class MimicLayer(HeadShiftLayer):
     """Shifts and w ``[heads, head width]`` and b ``[heads]``; with ``shared_heads``, one row and one number."""
 
     adapter_layer_names = ("mimic_shift", "mimic_weight", "mimic_bias")
+    mimic_shift: nn.ParameterDict
+    mimic_weight: nn.ParameterDict
+    mimic_bias: nn.ParameterDict
 
     def initial(self, config: MimicConfig, random: torch.Generator) -> Mapping[str, torch.Tensor]:
         rows = 1 if config.shared_heads else self.heads
@@ -99,6 +102,7 @@ class MimicFeedForwardLayer(ResidualShiftLayer):
     """A vector ``[width]`` that is added to the output of an MLP."""
 
     adapter_layer_names = ("mimic_ffn",)
+    mimic_ffn: nn.ParameterDict
 
     def initial(self, config: MimicConfig, random: torch.Generator) -> Mapping[str, torch.Tensor]:
         return {"mimic_ffn": torch.randn(self.width, generator=random) * config.std}
@@ -110,7 +114,7 @@ class MimicFeedForwardLayer(ResidualShiftLayer):
 class MimicModel(HeadShiftModel):
     """Puts MimIC into a model."""
 
-    tuner_layer_cls = (MimicLayer, MimicFeedForwardLayer)
+    tuner_layer_cls = (MimicLayer, MimicFeedForwardLayer)  # type: ignore[assignment]  # PEFT passes it to isinstance
 
     def places(self, config: MimicConfig, anatomy: Anatomy, model: nn.Module) -> list[Place]:
         found = self.attention_places(config, anatomy, MimicLayer)
