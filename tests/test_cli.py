@@ -206,6 +206,13 @@ def test_a_yaml_file_holds_any_option(capsys, tmp_path):
     assert run(capsys, "show", "--config", str(file), "--ways", "2", "--query", "7")[0] == 0
 
 
+def test_shipped_recipes_need_no_folder_and_own_files_come_first(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "ISEKAI-10.json" in error(capsys, "evaluate", "--config", "isekai10.yaml", "--root", str(tmp_path))
+    Path("isekai10.yaml").write_text("{model: tiny, task: isekai, file: mine.json}")
+    assert "mine.json" in error(capsys, "evaluate", "--config", "isekai10.yaml", "--root", str(tmp_path))
+
+
 @pytest.mark.parametrize("option", ["ways", "task.ways"])
 def test_a_yaml_file_holds_options_of_parts_as_the_command_line_does(capsys, tmp_path, option):
     file = tmp_path / "show.yaml"

@@ -195,7 +195,7 @@ def build_parser(name: str, command: Command, function: Callable[..., Any]) -> A
 
     described = (inspect.getdoc(function) or command.summary).splitlines()[0]
     parser = ArgumentParser(prog=f"kshot {name}", description=described, exit_on_error=False)
-    parser.add_argument("--config", help="YAML file with any of these options")
+    parser.add_argument("--config", help="YAML file with any of these options, or a recipe of kshot's")
     parameters = inspect.signature(function).parameters
     # Parts can be given as objects in Python; on the command line they are names.
     named = {part for part in GROUPS if part in parameters}
@@ -351,7 +351,7 @@ class Names:
 
 
 def _from_file(file: str | None) -> list[tuple[str, Any]]:
-    """The options in a YAML file.
+    """The options in a YAML file; recipes that come with kshot need no folder (``--config mix.yaml``).
 
     Raises:
         KshotError: there is no such file, or it holds something else.
@@ -360,8 +360,10 @@ def _from_file(file: str | None) -> list[tuple[str, Any]]:
         return []
     import yaml
 
+    shipped = Path(__file__).parent / "recipes" / file
+    path = shipped if not Path(file).exists() and shipped.is_file() else Path(file)
     try:
-        held = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise KshotError(f"--config {file}: {error}") from None
     if not isinstance(held, dict):
