@@ -139,3 +139,13 @@ def test_explanations_of_unknown_questions(x, tmp_path):
         load_task("vqa_x", **x)
     with pytest.raises(OptionError, match="split='testing'"):
         load_task("vqa_x", **x, split="testing")
+
+
+def test_a_missing_training_file_is_reported_when_demonstrations_are_wanted(x, tmp_path):
+    (tmp_path / "Annotations" / "v2_mscoco_train2014_annotations.json").unlink()
+    task = load_task("vqa_x", **x)
+    assert len(task.queries) == 4
+    assert "support" not in task.describe()["files"]
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"there is no v2_mscoco_train2014_annotations\.json"):
+            _ = task.support

@@ -127,29 +127,33 @@ class SplitTask(FileTask):
         return find_file(self._root, names, self.folders, source=self.source)
 
     def _locate(self) -> dict[str, Path]:
-        files: dict[str, Path] = {}
         self._parts: dict[str, list[Path]] = {}
-        for role in ("queries", "support"):
-            try:
-                found = self._given[role] or [self.find(self.names(self.split_of(role)))]
-                self._parts[role] = [part for path in found for part in self.expand(path)]
-                more = self.more_files(role)
-            except KshotError:
-                if role == "queries" or self._given[role]:
-                    raise
-                self._parts.pop(role, None)
-                continue  # reported when the support set is asked for
-            files |= {role if not n else f"{role} {n + 1}": path for n, path in enumerate(self._parts[role])}
-            files |= {f"{role} {what}": path for what, path in more.items()}
+        files = self._locate_role("queries")
+        try:
+            files |= self._locate_role("support")
+        except KshotError:
+            if self._given["support"]:
+                raise
+            # else it is reported when the support set is asked for
         return files
+
+    def _locate_role(self, role: str) -> dict[str, Path]:
+        found = self._given[role] or [self.find(self.names(self.split_of(role)))]
+        self._parts[role] = [part for path in found for part in self.expand(path)]
+        try:
+            more = self.more_files(role)
+        except KshotError:
+            del self._parts[role]  # what is incomplete is not there
+            raise
+        files = {role if not n else f"{role} {n + 1}": path for n, path in enumerate(self._parts[role])}
+        return files | {f"{role} {what}": path for what, path in more.items()}
 
     def _read_queries(self) -> Sequence[Example]:
         return self._read("queries")
 
     def _read_support(self) -> Sequence[Example]:
         if "support" not in self._parts:
-            self.find(self.names(self.split_of("support")))  # raises: says what was looked for and where to get it
-            self.more_files("support")
+            self._files |= self._locate_role("support")  # raises: says what was looked for and where to get it
         return self._read("support")
 
     def _read(self, role: str) -> LazyExamples:

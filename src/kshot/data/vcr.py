@@ -40,8 +40,9 @@ class VCR(SplitTask):
         root: folder of the annotations (or ``vcr1annots/``) and of ``vcr1images/``.
         split: ``val``, ``train`` or ``test`` (no labels; of the reason's choice there is then one query for each of the four
             answers).
-        mode: what is asked: see :func:`kshot.data.vcr_text.turns_of`. ``q-ar`` (default) is the official task Q->AR: every question
-            twice, once for its answer (Q->A) and once, with the right answer, for its reason (QA->R).
+        mode: what is asked. ``q-ar`` (default) is the official task Q->AR: every question twice, once for its answer (Q->A) and once,
+            with the right answer, for its reason (QA->R). The others are upstream's (see :func:`kshot.data.vcr_text.turns_of`):
+            ``qc-a``, ``qac-r``, ``q-a``, ``qa-r``, ``q-ra``, ``qc-ra``, ``qc-rac``, and in two turns ``q-a-q-r``, ``qc-a-qc-r``.
         style: ``"plain"`` (choices in a list, "B") or ``"upstream"`` (``QUESTION: ... OPTIONS: (A) ...``, "The answer is (B).").
         references: how objects are written: ``"names"`` (person3), ``"boxes"`` (as upstream does) or ``"both"``. With boxes,
             pictures are padded to squares, to which boxes refer.
