@@ -132,14 +132,17 @@ def test_real_sharding_gives_what_a_whole_model_gives(tmp_path):
     assert float(error.norm() / moved.norm()) < 1e-4
 
 
-def test_sharding_through_the_trainer(model, tmp_path):
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_sharding_through_the_trainer(method, model, tmp_path):
     """The command with ``trainer.fsdp``, killed once; accelerate shards on accelerators only, so it is told that there are some."""
 
+    summary, more = (0.3, []) if method == "full" else (0, ["--method", "lora", "--lora.r", "4"])
+
     def start():
-        given = [words(model, tmp_path / "out", 2, summary=0.3, fsdp="true")]
+        given = [[*words(model, tmp_path / "out", 2, summary, fsdp="true"), *more]]
         return Group(train_as_on_accelerators, given, tmp_path / "said", ranks=2)
 
-    replicated = train(words(model, tmp_path / "plain", 2, summary=0.3), tmp_path / "said-plain", ranks=2)
+    replicated = train([*words(model, tmp_path / "plain", 2, summary), *more], tmp_path / "said-plain", ranks=2)
     assert replicated.wait() == [0, 0], replicated.said
     kill_when(start(), (tmp_path / "out.work" / "checkpoint-2" / "complete").exists)
     last = start()
@@ -147,10 +150,13 @@ def test_sharding_through_the_trainer(model, tmp_path):
     assert "sharded by accelerate" in last.said
     a, b = log(tmp_path / "plain"), log(tmp_path / "out")
     assert [entry["step"] for entry in b] == [1, 2, 3, 4, 5, 6]
-    for name in ("loss", "answer_loss", "summary_loss"):
+    for name in ("loss", "answer_loss", *(["summary_loss"] if summary else [])):
         assert [e[name] for e in b] == pytest.approx([e[name] for e in a], rel=1e-3), name
-    whole, sharded = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out"))
+    file = "model.safetensors" if method == "full" else "adapter_model.safetensors"
+    whole, sharded = (load_file(tmp_path / name / file) for name in ("plain", "out"))
     assert {key: value.shape for key, value in whole.items()} == {key: value.shape for key, value in sharded.items()}
+    if method == "lora":
+        return
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["LlavaForConditionalGeneration"]
 
@@ -164,7 +170,7 @@ def test_sharding_that_would_not_happen_is_an_error(model, tmp_path, monkeypatch
     two = train(words(model, tmp_path / "out", 2, fsdp="true"), tmp_path / "said", ranks=2)
     assert two.wait() == [2, 2], two.said
     assert "trainer.fsdp: accelerate does not shard models on the CPU (it would train with MULTI_CPU)" in two.said
-    assert not (tmp_path / "out.work").exists()
+    assert not (tmp_path / "out.work" / "config.json").exists()
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3", "mllama"])

@@ -18,7 +18,7 @@ RECIPE = """
 model: tiny
 data:
   glyphs: {kind: task, task: glyphs, of: queries, shots: 4, options: {episodes: 6}}
-  sums: {kind: task, task: digits, shots: 0, share: 0.5}
+  sums: {kind: task, task: digits, of: queries, shots: 0, share: 0.5}
 items: 12
 trainer: {max_steps: 8, per_device_train_batch_size: 2, save_steps: 3, learning_rate: 0.001, logging_steps: 2}
 """
@@ -127,6 +127,25 @@ def test_a_result_that_was_lost_is_written_again_without_training(trained, recip
     assert all(a[name].equal(b[name]) for name in a)
 
 
+def test_features_kept_or_computed_again_learn_the_same(tmp_path):
+    words = [
+        "train",
+        *GLYPHS,
+        "--freeze",
+        "vision+projector",
+        "--trainer.num_train_epochs",
+        "3",
+        "--trainer.max_steps",
+        "6",
+    ]
+    assert main([*words, "--out", str(tmp_path / "pixels")]) == 0
+    assert main([*words, "--features", "true", "--out", str(tmp_path / "features")]) == 0
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("pixels", "features"))
+    start = load_file(EMBEDDED / "tiny" / "model.safetensors")
+    moved = max(float((a[name] - start[name].float()).abs().max()) for name in a)
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 0.1 * moved
+
+
 def test_another_configuration_is_not_resumed(trained, recipe, tmp_path, capsys):
     work = shutil.copytree(trained.with_name("model.work"), tmp_path / "model.work")
     assert main(command(recipe, tmp_path / "model", "--data.glyphs.shots", "4")) == 2
@@ -169,7 +188,17 @@ def test_a_file_in_the_place_of_the_result(tmp_path, capsys):
         ([*GLYPHS, "--data.glyphs.share", "0.7"], "shares sum to 0.7, not to 1"),
         ([*GLYPHS, "--data.glyphs.share", "many"], "data.glyphs.share='many'"),
         (
-            [*GLYPHS, "--data.b.kind", "task", "--data.b.task", "digits", "--data.b.share", "0.5"],
+            [
+                *GLYPHS,
+                "--data.b.kind",
+                "task",
+                "--data.b.task",
+                "glyphs",
+                "--data.b.of",
+                "queries",
+                "--data.b.share",
+                "0.5",
+            ],
             "glyphs without a share",
         ),
         ([*GLYPHS, "--model", "tinny"], "tiny"),

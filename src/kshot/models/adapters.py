@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def adapted(model: Any, adapter: str | os.PathLike[str]) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
 
     folder = _folder(str(adapter))
+    _check_record(folder, model)
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
             held = set(file.keys())
@@ -73,3 +75,27 @@ def _folder(adapter: str) -> Path:
         what = "a model, not an adapter" if (folder / "config.json").is_file() else "no adapter"
         raise ModelError(f"{adapter} is {what}: it has no {', no '.join(missing)}")
     return folder
+
+
+def _check_record(folder: Path, model: Any) -> None:
+    """Compare with the model that the adapter was trained on, if the folder tells (PEFT would take any with layers of such names).
+
+    Raises:
+        ModelError: it was another one.
+    """
+    path = folder / "training" / "config.json"
+    if not path.is_file():
+        return
+    try:
+        trained = json.loads(path.read_text(encoding="utf-8"))["config"]["model"]
+        then = trained["architecture"], int(trained["parameters"])
+        quantized = bool(trained["quantization"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise ModelError(f"{path} is damaged") from None
+    now = type(model).__name__, sum(p.numel() for p in model.parameters())
+    # Quantized weights are counted as they are stored, several in one.
+    counted = not quantized and getattr(model.config, "quantization_config", None) is None
+    if then[0] != now[0] or (counted and then != now):
+        raise ModelError(
+            f"the adapter {folder} was trained on another model: {then[0]} with {then[1]:,} parameters, not {now[0]} with {now[1]:,}"
+        )

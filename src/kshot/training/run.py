@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from kshot.errors import OptionError, UnknownName
 from kshot.training.objective import Objective
-from kshot.training.trainer import KshotTrainer, resume_point, write_log, writing
+from kshot.training.trainer import KshotTrainer, complete_checkpoints, resume_point, write_log, writing
 
 HARMLESS = (
     *("logging_steps", "logging_strategy", "logging_first_step", "log_level", "report_to", "run_name", "disable_tqdm"),
@@ -46,6 +46,12 @@ OURS = {
     "load_best_model_at_end": "compare checkpoints with kshot evaluate",
 }
 """Arguments that are set here, and what to do instead."""
+
+ALIASES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+"""Names that all know, for which transformers has new ones."""
 
 
 def training_arguments(folder: Path, trainer: Mapping[str, Any], seed: int) -> TrainingArguments:
@@ -74,6 +80,7 @@ def training_arguments(folder: Path, trainer: Mapping[str, Any], seed: int) -> T
         "weight_decay": 0.0,
     }
     own = {"output_dir": str(folder), "remove_unused_columns": False, "seed": seed, "save_total_limit": None}
+    trainer = {ALIASES.get(name, name): value for name, value in trainer.items()}
     try:
         return TrainingArguments(**(defaults | dict(trainer) | own))
     except (ValueError, TypeError, ImportError, OSError) as error:
@@ -217,7 +224,8 @@ def _check_record(path: Path, record: Mapping[str, Any], *, leads: bool) -> None
     Raises:
         OptionError: they differ.
     """
-    if path.exists():
+    begun = bool(complete_checkpoints(path.parent))  # before that, there is nothing that other options would spoil
+    if path.exists() and begun:
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -102,7 +102,7 @@ def train_answers(
         },
     }  # fmt: skip
     if method == "lora":
-        trained = _adapted(vlm, lora or {}, quantization, trainer or {})
+        trained = _adapted(vlm, lora or {}, quantization, trainer or {}, seed)
     else:
         _freeze(vlm, freeze)
         trained = vlm.model
@@ -176,7 +176,10 @@ def _freeze(vlm: VLM, freeze: Freeze) -> None:
     if freeze == "nothing":
         return
     if freeze == "vision+projector":
-        for module in vision_modules(vlm.model):
+        parts = vision_modules(vlm.model)
+        if not parts:  # they are within what the model calls its decoder
+            raise OptionError(f"freeze: {vlm.name} does not tell its projector; use vision or nothing")
+        for module in parts:
             module.requires_grad_(False)
         return
     tower = vlm.model.get_encoder(modality="image")
@@ -185,29 +188,28 @@ def _freeze(vlm: VLM, freeze: Freeze) -> None:
     tower.requires_grad_(False)
 
 
-def _adapted(vlm: VLM, lora: Mapping[str, Any], quantization: Any, trainer: Mapping[str, Any]) -> Any:
+def _adapted(vlm: VLM, lora: Mapping[str, Any], quantization: Any, trainer: Mapping[str, Any], seed: int) -> Any:
     """A LoRA model around the model, whose layers are replaced in place, so that ``vlm`` answers with them."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     vlm.model.requires_grad_(False)
+    checkpointing = bool(trainer.get("gradient_checkpointing") or trainer.get("activation_checkpointing"))
     if quantization:
-        prepare_model_for_kbit_training(
-            vlm.model, use_gradient_checkpointing=bool(trainer.get("gradient_checkpointing"))
-        )
-    decoder = vlm.anatomy.decoder
-    inside = {id(module) for module in decoder.modules()}
+        prepare_model_for_kbit_training(vlm.model, use_gradient_checkpointing=checkpointing)
+    parts = (*vlm.anatomy.layers, *vlm.anatomy.cross_attention)  # some decoders hold the vision tower as well
+    inside = {id(module) for part in parts for module in part.modules()}
     linear = [
-        name
-        for name, module in vlm.model.named_modules()
-        if id(module) in inside and isinstance(module, nn.Linear) and name.rpartition(".")[2] != "lm_head"
+        name for name, module in vlm.model.named_modules() if id(module) in inside and isinstance(module, nn.Linear)
     ]
     options: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": linear, **lora}
     try:
-        adapted = get_peft_model(vlm.model, LoraConfig(**options))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            adapted = get_peft_model(vlm.model, LoraConfig(**options))
     except (TypeError, ValueError) as error:
         raise OptionError(f"lora: {error}") from error
     for settings in adapted.peft_config.values():
         settings.base_model_name_or_path = vlm.source  # as it was named, not where it lies on this machine
-    if trainer.get("gradient_checkpointing"):
+    if checkpointing:
         adapted.enable_input_require_grads()
     return adapted
