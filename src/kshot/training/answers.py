@@ -89,7 +89,7 @@ class AnswerObjective(Objective):
         encoder = self.vlm.encoder
         encoded = encoder.encode(prompt, known=self.vlm.reuse.expansion if self.features else None)
         if prompt.style == "plain":
-            encoded = _ended(encoded, self.vlm.tokenizer.eos_token_id)
+            encoded = ended(encoded, self.vlm.tokenizer.eos_token_id)
         most = self.vlm.anatomy.max_context
         if most is not None and len(encoded) > most:
             raise ContextTooLong(
@@ -114,9 +114,14 @@ class AnswerObjective(Objective):
                 f"{self.vlm.name}: the prompts of a batch must have equally many images: set "
                 "trainer.per_device_train_batch_size to 1 (and trainer.gradient_accumulation_steps as you like)"
             )
+        spoken = [list(map(int, row.tokens.answer_mask(demonstrations=True))) for row in encoded]
         if self.packed:
-            return pack(self.vlm.encoder, encoded, targets, pixels=not self.features)
-        batch: dict[str, Any] = {"targets": self.vlm.encoder.pad(targets, IGNORED)[0]}
+            answers = torch.tensor([[token for row in spoken for token in row]])
+            return pack(self.vlm.encoder, encoded, targets, pixels=not self.features) | {"answers": answers.bool()}
+        batch: dict[str, Any] = {
+            "targets": self.vlm.encoder.pad(targets, IGNORED)[0],
+            "answers": self.vlm.encoder.pad(spoken, 0)[0].bool(),
+        }
         if self.features:
             return batch | {"prompts": encoded}
         return batch | {"inputs": self.vlm.encoder.collate(encoded)}
@@ -136,7 +141,7 @@ class AnswerObjective(Objective):
         if "logits_to_keep" in self.vlm.encoder.accepted:
             options["logits_to_keep"] = columns  # the head is applied where something is to be learnt
         if self.summary is not None:
-            self.summary.watch(inputs["input_ids"], batch["targets"])
+            self.summary.watch(inputs["input_ids"], batch["answers"])
         output = model(**inputs, **options)
         logits = output.logits
         if "logits_to_keep" not in options:
@@ -177,7 +182,7 @@ def frozen_vision(model: Any) -> bool:
     return not any(p.requires_grad for module in vision_modules(model) for p in module.parameters())
 
 
-def _ended(encoded: EncodedPrompt, end: int | None) -> EncodedPrompt:
+def ended(encoded: EncodedPrompt, end: int | None) -> EncodedPrompt:
     """A plain prompt with the end of sequence behind its answer, to be learnt like it. (Chat templates close their turns.)"""
     tokens = encoded.tokens
     if end is None or not tokens.ids or tokens.ids[-1] == end:
@@ -187,4 +192,4 @@ def _ended(encoded: EncodedPrompt, end: int | None) -> EncodedPrompt:
     return replace(encoded, tokens=TokenizedPrompt((*tokens.ids, end), tuple(spans), tokens.prefix))
 
 
-__all__ = ["AnswerObjective", "frozen_vision"]
+__all__ = ["AnswerObjective", "ended", "frozen_vision"]

@@ -47,7 +47,7 @@ class Summary:
         self._seen: dict[str, Tensor] = {}
         self._handles: list[Any] = []
 
-    def watch(self, ids: Tensor, targets: Tensor) -> None:
+    def watch(self, ids: Tensor, answers: Tensor) -> None:
         """Have the next forward pass return the summary loss as its ``loss``.
 
         It is computed within the model's forward pass (not within that of a layer, which checkpointing repeats), where
@@ -55,7 +55,7 @@ class Summary:
 
         Args:
             ids: token ids [rows, tokens].
-            targets: ids to learn at the graded answers' tokens, -100 elsewhere.
+            answers: which tokens are part of an answer, graded or not [rows, tokens].
         """
         self.stop()
 
@@ -64,7 +64,7 @@ class Summary:
             self._seen["first"] = output[0] if isinstance(output, tuple) else output
 
         def add(module: nn.Module, args: Any, output: Any) -> Any:
-            output["loss"] = self._loss(ids, targets)
+            output["loss"] = self._loss(ids, answers)
             return output
 
         self._handles = [
@@ -84,13 +84,13 @@ class Summary:
         self.stop()
         delattr(self.vlm.model, PROBE)
 
-    def _loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, ids: Tensor, answers: Tensor) -> Tensor:
         """Mean squared error of the probe."""
         given, first = self._seen.pop("given").float(), self._seen.pop("first").float()
         images = ids == self.placeholder
         starts = images & ~F.pad(images[:, :-1], (1, 0))
         number = starts.long().cumsum(1)  # which picture is the last one before a token; 0: none
-        answer = targets != -100
+        answer = answers.to(ids.device)
         # The token before an answer's first one predicts it, so it must know the picture as well.
         at = (answer | F.pad(answer[:, 1:], (0, 1))) & (number > 0) & ~images
         rows, columns = at.nonzero(as_tuple=True)
