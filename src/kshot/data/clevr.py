@@ -205,7 +205,8 @@ class CLEVR(SplitTask):
         scenes: dict[int, Mapping[str, Any]] = {}
         for place, (number, scene) in enumerate(read_records(file, "scenes")):
             get(scene, "objects", list, file, number)
-            scenes[scene.get("image_index", place)] = scene
+            index = get(scene, "image_index", int, file, number) if "image_index" in scene else place
+            scenes[index] = scene
         return scenes
 
 
@@ -230,14 +231,16 @@ class _Steps:
 def _check_program(record: Mapping[str, Any], file: Path, number: int) -> None:
     steps = get(record, "program", list, file, number)
     for step in steps:
-        if (
-            not isinstance(step, dict)
-            or not isinstance(step.get("inputs"), list)
-            or not ({"function", "type"} & set(step))
-        ):
+        if not isinstance(step, dict) or not ({"function", "type"} & set(step)) or not _whole(step.get("inputs")):
             raise DataError("a step needs 'function' and 'inputs'", file=file, line=number, field="program")
+        if not isinstance(step.get("value_inputs", []), list):
+            raise DataError("'value_inputs' of a step is no list", file=file, line=number, field="program")
     if not steps:
         raise DataError("the program has no steps", file=file, line=number, field="program")
+
+
+def _whole(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int for value in values)
 
 
 def _objects(record: Mapping[str, Any], scene: Mapping[str, Any], file: Path, number: int) -> list[list[int] | None]:

@@ -92,7 +92,10 @@ def pointed_program_text(
         name = function_of(step)
         if name in _POINTING or (name in _POINTING_AT_END and following in ("exist", "count")):
             found = objects[number] or []
-            points = [tuple(scene["objects"][n]["pixel_coords"][:2]) for n in found]
+            try:
+                points = [tuple(map(float, scene["objects"][n]["pixel_coords"][:2])) for n in found]
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise DataError(f"the scene has no 'pixel_coords' of the objects {found} ({error!r})") from None
             text += text_of(*(written(point, size) for point in points)) if points else " Found no object."
         steps.append(text)
     return " -> ".join(steps)

@@ -1,4 +1,5 @@
-"""The forms in which Shikra and Link-Context Learning ask and answer GQA: with reasons, and with boxes behind the words they are of.
+"""The forms in which Shikra and Link-Context Learning ask and answer GQA: with reasons, and with boxes behind the words they are
+of.
 
 Three slips of upstream's long answers with boxes are not repeated: words were joined without spaces, no space stood before "The
 answer is", and behind "Yes," or "No," boxes came one word late.
@@ -26,6 +27,7 @@ Version: TypeAlias = tuple[str, str]
 _REFERENCE = re.compile(
     r"\s\((\d+(?:,\d+)*|-)\)\s?"
 )  # the objects of a step in a program: "table (279472) ", "apple (-) "
+_SPAN = re.compile(r"\d+(?::\d+)?")
 _YES_NO = re.compile(r"^(?:Yes|No),")
 
 
@@ -83,17 +85,29 @@ def check_fields(record: Mapping[str, Any], scene: Any, version: Version, file: 
         spans = get(record, "annotations", dict, file, number)
         for part in ("question", "fullAnswer"):
             held = get(spans, part, dict, file, number) if part in spans else {}
-            wanted += [key for keys in held.values() for key in keys.split(",")]
+            for span, keys in held.items():
+                if not _SPAN.fullmatch(span) or not isinstance(keys, str):
+                    problem = f"{part!r}: {span!r} with {keys!r} is not words with their objects"
+                    raise DataError(problem, file=file, line=number, field="annotations")
+                wanted += keys.split(",")
             words = len(str(record.get(part, "")).split())
             if wrong := next((span for span in held if not _last_word(span) < words), None):
                 raise DataError(f"{part!r} has no words {wrong}", file=file, line=number, field="annotations")
     if answer == "bs":
         wanted += [key for keys in _REFERENCE.findall(record["semanticStr"]) if keys != "-" for key in keys.split(",")]
-    objects = scene.get("objects") or {}
+    objects = scene.get("objects") if isinstance(scene, dict) else None
+    objects = objects if isinstance(objects, dict) else {}
     for key in wanted:
         if key not in objects:
             raise DataError(
                 f"object {key} is not in the scene graph of image {record['imageId']}", file=file, line=number
+            )
+        held = objects[key] if isinstance(objects[key], dict) else {}
+        if any(not isinstance(held.get(side), (int, float)) for side in "xywh"):
+            raise DataError(
+                f"object {key} of image {record['imageId']} lacks x, y, w or h in the scene graph",
+                file=file,
+                line=number,
             )
     for field in ("width", "height"):
         if not isinstance(scene.get(field), int):
