@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from kshot.cli import main
 from kshot.models.loading import EMBEDDED
 from kshot.training import outcome, train_answers
+from tests.models import tiny
 from tests.training.processes import Group
 
 RECIPE = """
@@ -258,3 +259,17 @@ def test_a_full_disk(most, tmp_path):
     assert not (tmp_path / "out").exists()
     assert main(words) == 0
     assert (tmp_path / "out" / outcome.RECORD / "loss.png").exists()
+
+
+def test_what_is_trained_is_shown_all_images(tmp_path):
+    """Also if the checkpoint that training begins with was converted for its last image only."""
+    model, processor = tiny.build("llava")
+    model.config.kshot_image_mode = "last_only"
+    model.save_pretrained(tmp_path / "start")
+    processor.save_pretrained(tmp_path / "start")
+    data = {"words": {"kind": "task", "task": "glyphs", "of": "queries", "options": {"episodes": 4}}}
+    train_answers.train_answers(
+        str(tmp_path / "out"), model=str(tmp_path / "start"), data=data, trainer={"max_steps": 1}
+    )
+    assert json.loads((tmp_path / "start" / "config.json").read_text())["kshot_image_mode"] == "last_only"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["kshot_image_mode"] == "all"

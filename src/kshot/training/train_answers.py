@@ -15,6 +15,7 @@ from torch import nn
 
 from kshot.errors import OptionError
 from kshot.models.features import vision_modules
+from kshot.models.image_mode import IMAGE_MODE
 from kshot.models.loading import Quantization, load_model
 from kshot.models.vlm import VLM
 from kshot.training.answers import AnswerObjective, frozen_vision
@@ -91,7 +92,10 @@ def train_answers(
     _check(method, lora, quantization, features, freeze, summary)
     # The Trainer moves the model, in each process to its own device; but quantized weights stay where they are loaded.
     device = {"": int(os.environ.get("LOCAL_RANK", 0))} if quantization and torch.accelerator.is_available() else "cpu"
-    vlm = load_model(model, dtype=dtype, quantization=quantization, device_map=device)
+    # Whatever a converted checkpoint was shown before: what is trained here is trained on all images of its prompts.
+    vlm = load_model(model, dtype=dtype, quantization=quantization, device_map=device, image_mode="all")
+    if hasattr(vlm.model.config, IMAGE_MODE):
+        setattr(vlm.model.config, IMAGE_MODE, "all")
     identity = vlm.describe()
     config = {
         "model": {key: identity[key] for key in identity if key not in ("source", "device")},
