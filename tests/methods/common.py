@@ -15,7 +15,9 @@ from kshot.models.vlm import VLM
 from tests.models import tiny
 from tests.models.test_families import QA, episode
 
-OPTIONS: dict[str, dict[str, Any]] = {}
+CUE = tiny.tokenizer()("what? Short answer:")["input_ids"][-3:]
+"""The tokens with which prompts of the template ``QA`` end."""
+OPTIONS: dict[str, dict[str, Any]] = {name: {"cue": CUE} for name in ("task_vector", "stave", "function_vector", "mtv")}
 """Options that a method needs on models as small as these, by its name."""
 OURS = [name for name in methods if methods.get(name).tuner is not None]
 FAMILIES = sorted(tiny.FAMILIES)

@@ -85,6 +85,10 @@ methods: Registry[Method] = Registry(
         "kshot.methods.live",
         "kshot.methods.mimic",
         "kshot.methods.bias",
+        "kshot.methods.hificl",
+        "kshot.methods.stave",
+        "kshot.methods.task_vector",
+        "kshot.methods.icv",
     ),
 )
 """All methods. The first lookup imports the modules that hold them (and with them torch and PEFT)."""

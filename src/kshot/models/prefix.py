@@ -21,6 +21,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Hashable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,8 @@ SHORTEST = 16
 """Prefixes of fewer tokens are not worth keeping: reading them anew costs less than handling them."""
 
 TYPE_IDS = "token_type_ids"
+unfinished: ContextVar[bool] = ContextVar("unfinished", default=False)
+"""True while only the beginning of a prompt is read: what acts at a prompt's end must not take it for the whole."""
 
 
 Buffers = tuple[torch.Tensor, torch.Tensor]
@@ -127,7 +130,11 @@ def prefill(model: Any, inputs: dict[str, Any]) -> Prefix:
         ValueError: the model keeps something else than keys and values per layer.
     """
     positions = inputs["position_ids"] if "position_ids" in inputs else positions_of(model, inputs)
-    output = model(**inputs | {"position_ids": positions}, use_cache=True, logits_to_keep=1)
+    token = unfinished.set(True)
+    try:
+        output = model(**inputs | {"position_ids": positions}, use_cache=True, logits_to_keep=1)
+    finally:
+        unfinished.reset(token)
     cache = output.past_key_values
     odd = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, DynamicLayer)}
     if odd:
