@@ -113,6 +113,26 @@ def load_model(
     )
 
 
+def skeleton(id_or_path: str | os.PathLike[str], *, revision: str | None = None) -> Any:
+    """A model without weights, from its configuration alone (on the device "meta"): for what depends on structure only.
+
+    Args:
+        id_or_path, revision: as for :func:`load_model`; a folder need hold no more than config.json.
+
+    Raises:
+        ModelError: no such model, or no model of images and text.
+    """
+    source = str(id_or_path)
+    folder = EMBEDDED / source if source in _embedded_names() else Path(source).expanduser()
+    _check_architecture(source, _read_config(source, folder, revision))
+    config = _config(str(folder) if folder.is_dir() else source, revision)
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config, trust_remote_code=False).eval()
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise ModelError(f"{source} cannot be built from its configuration: {_sentence(error)}") from error
+
+
 def _embedded_names() -> list[str]:
     return sorted(path.parent.name for path in EMBEDDED.glob("*/config.json"))
 
