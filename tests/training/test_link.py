@@ -54,7 +54,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(OPTIONS, st.integers(0, 3), st.integers(0, 7))
 def test_every_episode_keeps_the_rules(options, epoch, index):
     source = LinkEpisodes(CLASSES, **options)
@@ -307,6 +307,29 @@ def test_the_published_format_is_read(tmp_path):
     assert [p.load().size for p in item.episode.pictures] == [(24, 16)] * len(item.episode.pictures)
     known = [d for d in item.episode.demonstrations if d.metadata["side"] == "known"]
     assert all(d.answer == f"kind {int(d.metadata['class']) - 1}" for d in known)
+
+
+def test_an_epoch_of_the_published_list(shared_data):
+    """900 episodes, one of each class, of 8 + 8 pictures; no pictures are read. ("crane" and "maillot" are two classes each.)"""
+    file = shared_data / "imagenet" / "train900_pairs.jsonl"
+    source = LinkEpisodes(file, options={"check_images": False}, shots_per_side=8)
+    novel, stored, ranks = Counter(), 0, []
+    for index in range(len(source)):
+        episode = source.item(0, index).episode
+        assert sides_of(source.item(0, index)) == {"novel": 8, "known": 8}
+        paths = [p.name for p in episode.pictures]
+        assert len(set(paths)) == 17
+        known = next(d for d in episode.demonstrations if d.metadata["side"] == "known")
+        one = source.class_of(index)
+        assert known.answer == source.classes.by_key(known.metadata["class"]).name == known.text_answer.lower()
+        assert fold(known.text_answer) != fold(one.name)
+        novel[one.key] += 1
+        stored += sum(d.id.endswith("#stored") for d in episode.demonstrations)
+        ranks.append([n.key for n in one.neighbours].index(known.metadata["class"]) + 1)
+    assert set(novel.values()) == {1}
+    assert len(novel) == stored == 900
+    expected = sum(rank * (37 - rank) for rank in range(1, 37)) / 666
+    assert abs(sum(ranks) / 900 - expected) < 4 * 8.6 / 30  # four standard errors
 
 
 def test_a_task_with_classes_is_a_source():

@@ -56,7 +56,7 @@ def mixtures(draw) -> Mixture:
     return Mixture(parts, shares, items=items, seed=draw(st.integers(0, 3)))
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(mixtures(), st.integers(1, 5))
 def test_every_item_is_used_once_a_pass(mixture, epochs):
     used = {name: [] for name in mixture.parts}
@@ -74,7 +74,7 @@ def test_every_item_is_used_once_a_pass(mixture, epochs):
                 assert sorted(indices) == list(range(size))
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(mixtures())
 def test_shares_are_exact_in_every_epoch(mixture):
     counts = Counter(name for name, _, _ in walk(mixture, 0))
@@ -91,7 +91,7 @@ def test_shares_are_exact_in_every_epoch(mixture):
             assert counts[name] == max(1, round(value))
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=5), st.data())
 def test_an_epoch_is_as_long_as_it_takes_to_use_all_sources_whole(sizes, data):
     parts = numbers(sizes)
@@ -104,7 +104,7 @@ def test_an_epoch_is_as_long_as_it_takes_to_use_all_sources_whole(sizes, data):
     assert len(mixture) == math.ceil(max(s * sum(weights) / w for s, w in zip(sizes, weights, strict=True)) - 1e-9)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(mixtures(), st.randoms())
 def test_items_do_not_depend_on_what_was_asked_before(mixture, random):
     places = [(epoch, index) for epoch in range(6) for index in range(0, len(mixture), 7)]
