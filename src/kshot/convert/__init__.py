@@ -1,4 +1,4 @@
-"""Checkpoints of other programs, made into models that transformers and :func:`kshot.load_model` read.
+"""Checkpoints of other programs, made into models and adapters that transformers and :func:`kshot.load_model` read.
 
 Each kind of checkpoint has a function ``(source, *, out, ...) -> Path`` in a module of its own; :data:`CONVERSIONS` is the table of
 them. Importing this package is cheap; the modules bring in torch.
@@ -20,7 +20,7 @@ class Conversion:
     """A kind of checkpoint that can be converted.
 
     Attributes:
-        target: ``module:function`` that does it; its first parameter is the checkpoint's folder.
+        target: ``module:function`` that does it; its first parameter is the checkpoint's folder or file.
         summary: one line for ``kshot convert --help``.
         report: ``module:function`` that tells of a converted folder in words.
     """
@@ -39,6 +39,16 @@ class Conversion:
 CONVERSIONS = {
     "lcl": Conversion(
         "kshot.convert.lcl:convert_lcl", "Link-Context Learning (and other LLaVA checkpoints with a linear projector)"
+    ),
+    "live": Conversion(
+        "kshot.convert.live:convert_live",
+        "vectors learnt by LIVE (icv_cpk.pth), as an adapter",
+        report="kshot.convert.adapters:describe",
+    ),
+    "mimic": Conversion(
+        "kshot.convert.mimic:convert_mimic",
+        "shifts learnt by MimIC (epoch folders), as an adapter",
+        report="kshot.convert.adapters:describe",
     ),
 }
 
