@@ -14,7 +14,8 @@ class Objective(ABC):
 
     The data are items that depend on (epoch, index) and on nothing else. The loss of an optimiser step is the sum of
     :meth:`loss` over all its batches, on all ranks, divided by the sum of their :meth:`amount`: it does not depend on how the
-    items of a step are divided into batches and ranks.
+    items of a step are divided into batches and ranks. Losses that are means over different things (tokens, queries) are given as
+    a vector of sums, with a vector of amounts; their quotients are added up.
 
     Attributes:
         model: the module whose parameters are trained.
@@ -38,12 +39,14 @@ class Objective(ABC):
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The loss of a batch, *summed* over what :meth:`amount` counts, and parts of it to be logged (their means).
 
+        A scalar, or a vector of as many sums as :meth:`amount` has entries.
+
         Args:
             model: :attr:`model`, perhaps wrapped (distributed training).
             batch: what :meth:`collate` made, on the model's device.
         """
 
-    def amount(self, batch: Mapping[str, Any]) -> float:
+    def amount(self, batch: Mapping[str, Any]) -> float | Sequence[float]:
         """What the loss of a batch is summed over (graded tokens, say). Default: 1, for losses that are means."""
         return 1.0
 

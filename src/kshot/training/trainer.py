@@ -117,9 +117,10 @@ class KshotTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """The amount of a whole optimiser step: of all its batches on all ranks."""
-        amount = torch.tensor(sum(self.objective.amount(batch) for batch in batch_samples), device=device)
+        amounts = torch.tensor([self.objective.amount(batch) for batch in batch_samples], dtype=torch.float64)
+        amount = amounts.sum(0).float().to(device)
         if self.args.world_size > 1:
-            amount = self.accelerator.gather(amount).sum()
+            amount = self.accelerator.gather(amount).view(-1, *amount.shape).sum(0)
         return amount.clamp_min(1)
 
     def compute_loss(
@@ -130,13 +131,14 @@ class KshotTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         total, parts = self.objective.loss(model, inputs)
-        own = self.objective.amount(inputs)
+        own = torch.tensor(self.objective.amount(inputs), device=total.device)
+        count = own.flatten()[0]
         for name, value in parts.items():
-            weighted = torch.stack([value.detach().float() * own, torch.tensor(own, device=value.device)])
+            weighted = torch.stack([value.detach().float() * count, count])
             self._parts[name] = self._parts[name] + weighted if name in self._parts else weighted
         amount = own if num_items_in_batch is None else num_items_in_batch
         # Ranks average their gradients; this makes it a sum over ranks.
-        loss = total * self.args.world_size / amount
+        loss = (total * self.args.world_size / amount).sum()
         return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
