@@ -69,11 +69,18 @@ COMMANDS = {
     "tasks": Command(
         "kshot.evaluation.listing:describe_parts", "the tasks, metrics, retrievers and controls there are", "names"
     ),
+    "methods": Command(
+        "kshot.evaluation.listing:describe_methods", "the methods that put demonstrations into an adapter", "names"
+    ),
     "build-episodes": Command(
         "kshot.data.build_episodes:build_episodes", "lists for link-context learning, made from image folders", "kind"
     ),
     "train": Command(
         "kshot.training.train:train", "train a model from a recipe: link-context learning, mixtures, LoRA"
+    ),
+    "distill": Command(
+        "kshot.training.distill:distill",
+        "put demonstrations into an adapter of a few kilobytes: LIVE, MimIC and rivals",
     ),
     "convert": Command(
         "kshot.convert:conversion",
@@ -88,7 +95,7 @@ DEFAULTS = {"objective": "answers"}
 SHORT = {"control": "controls", "baseline": "baselines"}
 """Options that may be written in the singular."""
 
-GROUPS = ("task", "model", "retriever", "objective")
+GROUPS = ("task", "model", "retriever", "objective", "method")
 """Parts with options of their own, which go to the parameters ``task_options`` ...: ``--task.root``, or ``--root`` for short."""
 
 Tree = dict[str, Any]
@@ -233,10 +240,7 @@ def typed(part: str, name: str | None, options: dict[str, Any]) -> dict[str, Any
     known = inspect.signature(maker).parameters if maker else {}
     if maker is None or not set(options) <= set(known):
         return options  # the part itself says which options it has
-    given = {
-        key: value.split(",") if isinstance(value, str) and "Sequence[" in str(known[key].annotation) else value
-        for key, value in options.items()
-    }
+    given = {key: _listed(value, str(known[key].annotation)) for key, value in options.items()}
     parser = ArgumentParser(exit_on_error=False)
     add = parser.add_class_arguments if inspect.isclass(maker) else parser.add_function_arguments
     others: set[str | int] = {option for option in known if option not in given}
@@ -248,6 +252,15 @@ def typed(part: str, name: str | None, options: dict[str, Any]) -> dict[str, Any
     return given
 
 
+def _listed(value: Any, annotation: str) -> Any:
+    """A list from text with commas (or from a single number), where a list is wanted."""
+    if isinstance(value, str) and "Sequence[" in annotation:
+        return value.split(",")
+    if "list[int]" in annotation and isinstance(value, int | str):
+        return [int(number) if number.lstrip("-").isdigit() else number for number in str(value).split(",")]
+    return value
+
+
 def _maker(part: str, name: str | None) -> Callable[..., Any] | None:
     """What makes the part of that name; ``None`` if there is none."""
     if name is None:
@@ -256,6 +269,14 @@ def _maker(part: str, name: str | None) -> Callable[..., Any] | None:
         from kshot.models import load_model
 
         return load_model
+    if part == "method":
+        from kshot.training.distill_adapter import config_of
+
+        try:
+            found: Callable[..., Any] = config_of(name)
+        except KshotError:
+            return None
+        return found
     registry: Registry[Any]
     if part == "objective":
         from kshot.training.train import objectives

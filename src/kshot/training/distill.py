@@ -1,0 +1,360 @@
+"""``kshot distill``: put what demonstrations do to a model into an adapter of a few kilobytes.
+
+Teacher and student are the same frozen model. The teacher reads demonstrations and a query, with the adapter switched off; the
+student reads the query alone, with the adapter on, and learns to do the same (LIVE, arXiv 2406.13185; MimIC, arXiv 2504.08851).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import TrainerCallback
+
+from kshot.data.retrieval import Order
+from kshot.data.task import Task, load_task
+from kshot.episode import Episode
+from kshot.errors import OptionError
+from kshot.evaluation.loading import load_any
+from kshot.evaluation.options import numbers_of
+from kshot.metrics.base import metrics, wants_raw
+from kshot.models.base import PromptStyle
+from kshot.models.identity import identity
+from kshot.models.vlm import VLM
+from kshot.training.alignment import AlignTo
+from kshot.training.distill_adapter import (
+    add_adapter,
+    config_of,
+    parameter_groups,
+    remove_adapter,
+    save_adapter,
+    trained_parameters,
+    write_adapter,
+)
+from kshot.training.distill_card import model_card
+from kshot.training.distill_items import Demonstrations, DistillItems, Pool
+from kshot.training.distill_losses import AlignBy, Losses, chosen_losses, plan_of
+from kshot.training.distill_objective import DistillObjective
+from kshot.training.held_out import EpochChoice
+from kshot.training.outcome import finished
+from kshot.training.run import lasting, run, training_arguments
+from kshot.training.teacher_cache import TeacherCache
+from kshot.training.trainer import writing
+
+EPOCHS = 10
+DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": EPOCHS,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,  # below 1: a share of all steps
+    "max_grad_norm": 1.0,
+}
+
+
+def distill(
+    out: str,
+    *,
+    model: str | VLM,
+    task: str | Task,
+    method: str = "live",
+    shots: int = 8,
+    samples: int = 500,
+    held_out: int | None = None,
+    seeds: int | str | Sequence[int] = 0,
+    demonstrations: Demonstrations = "redrawn",
+    pool: Pool = "support",
+    mix_demonstrations: float | None = None,
+    retriever: str = "random",
+    order: Order | None = None,
+    style: PromptStyle = "auto",
+    teacher: bool | None = None,
+    kl: float | None = None,
+    align: float | None = None,
+    ce: float | None = None,
+    temperature: float | None = None,
+    align_to: AlignTo | None = None,
+    align_by: AlignBy | None = None,
+    align_layers: Sequence[int] | None = None,
+    teacher_cache: str | None = None,
+    teacher_top: int | None = None,
+    features: bool | None = None,
+    rates: dict[str, float] | None = None,
+    trainer: dict[str, Any] | None = None,
+    keep: int = 2,
+    work: str | None = None,
+    task_options: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    retriever_options: Mapping[str, Any] | None = None,
+    method_options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Distil demonstrations into an adapter.
+
+    Args:
+        out: the folder to write: an adapter with a model card and the record of its training.
+        model: name ("tiny"), folder or hub id of a model, or a loaded one.
+        task: name of a task ("kshot tasks" lists them), or a task. Only its support set is used, never its queries.
+        method: live, mimic, bias, lora, prompt_tuning, prefix_tuning ...
+        shots: demonstrations that the teacher sees.
+        samples: training queries, drawn from the task's support set.
+        held_out: further examples of the support set, by which the best epoch (and seed) is chosen. Default: 100, or a quarter of a
+            small support set; 0: the last epoch is kept.
+        seeds: "0" or "0,1,2": of queries, demonstrations and initial values. Of several, the adapter that is best on what is held out
+            is written, with the spread.
+        demonstrations: "redrawn" for each query in each epoch (as the papers) or "fixed" for each query.
+        pool: where demonstrations come from: the "support" set, or only the "samples" (few labelled examples in all).
+        mix_demonstrations: share of student prompts that keep the demonstrations, so that the adapter does not spoil few-shot prompts.
+        retriever: how demonstrations are chosen.
+        order: how they are arranged. Default: the retriever's own.
+        style: "plain" (interleaved text), "chat" (the model's chat template) or "auto".
+        teacher: false: learn from answers alone; true: from a teacher, also for methods that have none by themselves.
+        kl: weight of the divergence from the teacher over the answer. Default: the method's.
+        align: weight of the distance of hidden states over query and answer. Default: the method's.
+        ce: weight of the cross-entropy of the answer. Default: the method's.
+        temperature: at which teacher and student are compared. Default: 1.
+        align_to: hidden states are outputs of the "mlp", of "attention" or of the "layer". Default: mlp.
+        align_by: "mse" or "cosine". Default: mse.
+        align_layers: numbers of the layers that are compared. Default: all.
+        teacher_cache: folder that keeps what the teacher says, so that further epochs (of fixed demonstrations) and further runs cost
+            a pass without demonstrations.
+        teacher_top: compare only that many of the teacher's log-probabilities, and the rest as one. Default: all.
+        features: encode each picture once. Default: if the model can.
+        rates: learning rates of parameters by a part of their name: --rates.live_alpha 0.01.
+        trainer: arguments of transformers' TrainingArguments: --trainer.num_train_epochs 5.
+        keep: number of checkpoints to keep.
+        work: folder of checkpoints, from which an interrupted run resumes. Default: <out>.work.
+        task_options: the task's own options, e.g. root. On the command line: --root FILE.
+        model_options: arguments of load_model, e.g. dtype, quantization. On the command line: --dtype bfloat16.
+        retriever_options: the retriever's own options. On the command line: --NAME VALUE.
+        method_options: the method's own options, e.g. layers. On the command line: --method.layers 0,1.
+
+    Returns:
+        The folder written, or found complete: a run that is finished is not repeated.
+
+    Raises:
+        UnknownName, OptionError, DataError, ModelError, CannotWrite: all of them :class:`~kshot.errors.KshotError` with a remedy.
+    """
+    config_of(method)  # before anything is loaded
+    plan = plan_of(method)
+    losses = chosen_losses(
+        plan, teacher, kl=kl, align=align, ce=ce, temperature=temperature, align_to=align_to, align_by=align_by
+    )
+    mix = plan.mix if mix_demonstrations is None else mix_demonstrations
+    own = {"learning_rate": plan.learning_rate, "weight_decay": plan.weight_decay}
+    own |= {"per_device_train_batch_size": plan.batch[0], "gradient_accumulation_steps": plan.batch[1]}
+    settings = DEFAULTS | own | dict(trainer or {})
+    if settings.get("gradient_checkpointing"):
+        # Hidden states are read by hooks, which the older way of recomputing would run without gradients.
+        settings.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    request: dict[str, Any] = {
+        "model": model if isinstance(model, str) else model.source or model.name,
+        "task": task if isinstance(task, str) else task.name,
+        "method": method, "shots": shots, "samples": samples, "held_out": held_out, "seeds": list(numbers_of(seeds, "seeds")),
+        "demonstrations": demonstrations, "pool": pool, "mix_demonstrations": mix, "retriever": retriever, "order": order,
+        "style": style,
+        "losses": vars(losses), "align_layers": align_layers, "teacher_top": teacher_top, "rates": plan.rates | dict(rates or {}),
+        "trainer": lasting(settings), "task_options": dict(task_options or {}), "model_options": dict(model_options or {}),
+        "retriever_options": dict(retriever_options or {}), "method_options": dict(method_options or {}),
+    }  # fmt: skip
+    if finished(Path(out), request):
+        return Path(out)
+    the_task = load_task(task, **dict(task_options or {}))
+
+    def items(seed: int) -> DistillItems:
+        return DistillItems(
+            the_task, shots=shots, samples=samples, held_out=held_out, demonstrations=demonstrations, pool=pool, mix=mix,
+            retriever=retriever, retriever_options=retriever_options, order=order, seed=seed,
+        )  # fmt: skip
+
+    first = items(request["seeds"][0])  # what is wrong with the task is found before a model is loaded
+    vlm = load_any(model, _placed(model, dict(model_options or {})))
+    if not isinstance(vlm, VLM):
+        raise OptionError(f"{type(vlm).__name__} is no model that an adapter can be put into")
+    base = identity(vlm.model, vlm.processor) | {"pictures": vlm.encoder.fingerprint}
+    base = {name: value for name, value in base.items() if name not in ("device", "versions", "attention")}
+    folder = Path(work) if work is not None else Path(f"{str(out).rstrip('/')}.work")
+    done: dict[int, dict[str, Any]] = {}
+    for seed in request["seeds"]:
+        chosen = first if seed == request["seeds"][0] else items(seed)
+        one = _Run(vlm, chosen, method, dict(method_options or {}), losses, request, base, settings, seed, keep)
+        done[seed] = one.result(folder / f"seed-{seed}", teacher_cache, teacher_top, align_layers, style, features)
+    best = max(done, key=lambda seed: (done[seed]["score"], -seed))
+    figures = {"seeds": {str(seed): held for seed, held in done.items()}, "chosen": best, "spread": spread(done)}
+    if int(os.environ.get("RANK", "0")) == 0:
+        with writing(Path(out), "free some space; the same command writes it again without training"):
+            adapter = folder / f"seed-{best}" / "adapter"
+            record = {"request": request, "model": base, **figures, "data": first.describe()}
+            logs = [folder / f"seed-{seed}" / "log.jsonl" for seed in sorted(done, key=lambda seed: seed != best)]
+            write_adapter(adapter, Path(out), model_card(vlm, the_task, request, figures), record, logs)
+    return Path(out)
+
+
+def spread(done: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean, standard deviation and range of the seeds' figures."""
+    found: dict[str, dict[str, float]] = {}
+    for name in ("held_out_loss", "held_out_metric"):
+        values = [float(held[name]) for held in done.values() if held.get(name) is not None]
+        if values:
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            found[name] = {"mean": statistics.fmean(values), "sd": deviation, "min": min(values), "max": max(values)}
+    return found
+
+
+class _Run:
+    """The distillation of one seed."""
+
+    def __init__(
+        self,
+        vlm: VLM,
+        items: DistillItems,
+        method: str,
+        options: Mapping[str, Any],
+        losses: Losses,
+        request: Mapping[str, Any],
+        base: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        seed: int,
+        keep: int,
+    ):
+        self.vlm, self.items, self.method, self.options, self.losses = vlm, items, method, options, losses
+        self.request, self.base, self.settings, self.seed, self.keep = request, base, dict(settings), seed, keep
+
+    def result(
+        self,
+        folder: Path,
+        cache_folder: str | None,
+        top: int | None,
+        align_layers: Sequence[int] | None,
+        style: PromptStyle,
+        features: bool | None,
+    ) -> dict[str, Any]:
+        """Train, unless it was done before, and save the adapter of the best epoch in ``folder / "adapter"``."""
+        record = folder / "result.json"
+        config = {"model": self.base, "data": self.items.describe(), "request": dict(self.request), "seed": self.seed}
+        held = _read(record)
+        if held is not None and held.get("config") == json.loads(json.dumps(config, default=str)):
+            return dict(held["figures"])
+        made = add_adapter(self.vlm, self.method, self.options, self.seed)
+        try:
+            cache = TeacherCache(cache_folder, self.base, {}) if cache_folder and self.losses.teacher else None
+            objective = DistillObjective(
+                self.vlm, self.items, self.losses, model=made, align_layers=align_layers, top=top, cache=cache, style=style,
+                features=features, seed=self.seed,
+            )  # fmt: skip
+            if cache is not None:
+                cache.keep(objective.teacher.describe())
+                cache.announce(*objective.cache_size(_epochs(self.settings)))
+            figures = self._train(made, objective, folder, config)
+            if int(os.environ.get("RANK", "0")) == 0:
+                with writing(folder, "free some space; the same command goes on"):
+                    save_adapter(made, folder / "adapter")
+                    temporary = record.with_suffix(".tmp")
+                    text = json.dumps({"config": config, "figures": figures}, indent=1, default=str)
+                    temporary.write_text(text, encoding="utf-8")
+                    temporary.replace(record)
+            return figures
+        finally:
+            remove_adapter(self.vlm, made)
+
+    def _train(self, made: Any, objective: DistillObjective, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+        settings = self.settings
+        arguments = training_arguments(folder, settings, self.seed)
+        groups = parameter_groups(made, arguments.learning_rate, self.request["rates"], arguments.weight_decay)
+        kind, given = _optimizer(arguments, made)
+        choice = EpochChoice(
+            folder,
+            partial(get_peft_model_state_dict, made, save_embedding_layers=False),
+            partial(self._examine, made, objective, arguments.per_device_eval_batch_size),
+            leads=arguments.should_save,
+        )
+        callbacks: list[TrainerCallback] = [_Count(objective)]
+        if len(self.items.unseen):
+            callbacks.append(choice)
+        trained = run(
+            objective,
+            folder,
+            config=config,
+            trainer=settings,
+            seed=self.seed,
+            keep=self.keep,
+            optimizers=(kind(groups, **given), None),
+            callbacks=callbacks,
+        )
+        figures: dict[str, Any] = {"parameters": trained_parameters(made), "steps": trained.state.global_step}
+        seconds = [entry["train_runtime"] for entry in trained.state.log_history if "train_runtime" in entry]
+        figures["seconds"] = round(seconds[-1], 1) if seconds else None
+        trained.accelerator.wait_for_everyone()
+        if choice.figures:
+            set_peft_model_state_dict(made, choice.best_state())
+            figures |= {"epoch": float(choice.best or 0), "epochs": choice.figures}
+            figures |= {"held_out_loss": -choice.figures[str(choice.best)]["score"], "metric": self.items.task.metric}
+            figures["held_out_metric"] = self._metric(made)
+        figures["score"] = -figures["held_out_loss"] if choice.figures else 0.0
+        return figures
+
+    def _examine(self, made: Any, objective: DistillObjective, batch_size: int) -> dict[str, float]:
+        training = made.training
+        made.eval()
+        loss = objective.answer_loss(self.items.unseen, batch_size)
+        made.train(training)
+        return {"score": -loss}
+
+    def _metric(self, made: Any) -> float | None:
+        """The task's metric of the answers to what was held out; ``None`` for methods that act outside the model's layers."""
+        if made.active_peft_config.is_prompt_learning:
+            return None
+        made.eval()
+        task, unseen = self.items.task, list(self.items.unseen)
+        texts = self.vlm.answer(
+            [Episode((), query) for query in unseen],
+            template=task.template,
+            style=self.request["style"],
+            max_new_tokens=task.max_new_tokens,
+            stop=task.stop,
+        )
+        metric = metrics.get(task.metric)
+        said = texts if wants_raw(metric) else [task.parse(text) for text in texts]
+        return float(metric(said, unseen).value)
+
+
+class _Count(TrainerCallback):
+    """Tells the objective how many steps are done."""
+
+    def __init__(self, objective: DistillObjective):
+        self.objective = objective
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.objective.step = state.global_step
+
+
+def _optimizer(arguments: Any, model: Any) -> tuple[Any, dict[str, Any]]:
+    """The optimiser that the Trainer's arguments name, and its options."""
+    from transformers import Trainer
+
+    kind, given = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    return kind, {name: value for name, value in given.items() if name not in ("lr", "params", "model")}
+
+
+def _epochs(settings: Mapping[str, Any]) -> int:
+    return max(1, -(-int(1000 * float(settings["num_train_epochs"])) // 1000))
+
+
+def _placed(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Model options with the place of the weights, where several processes train."""
+    if isinstance(model, str) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # The Trainer moves the model, in each process to its own device; but quantized weights stay where they are loaded.
+        quantized = bool(options.get("quantization"))
+        options.setdefault("device_map", {"": int(os.environ.get("LOCAL_RANK", "0"))} if quantized else "cpu")
+    return options
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return held if isinstance(held, dict) else None
