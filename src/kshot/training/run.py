@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,12 +63,12 @@ def training_arguments(folder: Path, trainer: Mapping[str, Any], seed: int) -> T
         UnknownName: no such argument.
         OptionError: an argument that is not the user's to set, or a value that TrainingArguments refuses.
     """
-    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    known = {field.name: str(field.type) for field in dataclasses.fields(TrainingArguments)}
     for name in trainer:
         if name in OURS:
             raise OptionError(f"trainer.{name} cannot be set: {OURS[name]}")
         if name not in known:
-            raise UnknownName("argument of the trainer", name, known - set(OURS))
+            raise UnknownName("argument of the trainer", name, set(known) - set(OURS))
     if trainer.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         raise OptionError("trainer.deepspeed: the package deepspeed is not installed (pip install deepspeed)")
     defaults: dict[str, Any] = {
@@ -80,11 +82,34 @@ def training_arguments(folder: Path, trainer: Mapping[str, Any], seed: int) -> T
         "weight_decay": 0.0,
     }
     own = {"output_dir": str(folder), "remove_unused_columns": False, "seed": seed, "save_total_limit": None}
-    trainer = {ALIASES.get(name, name): value for name, value in trainer.items()}
+    trainer = {ALIASES.get(name, name): _typed(name, value, known[name]) for name, value in trainer.items()}
     try:
         return TrainingArguments(**(defaults | dict(trainer) | own))
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise OptionError(f"trainer: {_first_line(error)}") from error
+
+
+def _typed(name: str, value: Any, declared: str) -> Any:
+    """A number as a number: YAML takes 1e-4 for a text. (TrainingArguments checks hardly any types itself.)
+
+    Raises:
+        OptionError: a value of another type than the argument's.
+    """
+    kinds = set(re.findall(r"\b(float|int|bool|str|dict|list|tuple|\w*Strategy|\w*Type|Any)\b", declared))
+    if value is None or not kinds:
+        return value
+    if kinds <= {"float", "int"}:
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise OptionError(f"trainer.{name}={value!r}: must be a number")
+        if kinds == {"int"} and value != int(value):
+            raise OptionError(f"trainer.{name}={value!r}: must be a whole number")
+        return int(value) if kinds == {"int"} else value
+    if kinds == {"bool"} and not isinstance(value, bool):
+        raise OptionError(f"trainer.{name}={value!r}: must be true or false")
+    return value
 
 
 def run(

@@ -35,7 +35,7 @@ def train_answers(
     out: str,
     *,
     model: str,
-    data: dict[str, Any],
+    data: dict[str, Any] | None = None,
     items: int | None = None,
     style: Literal["auto", "plain", "chat"] | None = None,
     method: Literal["full", "lora"] = "full",
@@ -88,7 +88,7 @@ def train_answers(
     if made_before:
         return Path(out)
     folder = Path(work) if work is not None else Path(f"{str(out).rstrip('/')}.work")
-    source = _source(data, items, style, seed)
+    source = _source(data or {}, items, style, seed)
     _check(method, lora, quantization, features, freeze, summary)
     # The Trainer moves the model, in each process to its own device; but quantized weights stay where they are loaded.
     device = {"": int(os.environ.get("LOCAL_RANK", 0))} if quantization and torch.accelerator.is_available() else "cpu"
