@@ -76,7 +76,7 @@ def names_of_one_token(folder: Path) -> tuple[list[str], list[str]]:
     pieces = [tokenizer.convert_ids_to_tokens(i) for i in label_piece_ids(tokenizer)]
     taken = {word for words in SCENE_TASKS.values() for word in words}
     single = [p for p in pieces if len(p) > 1 and len(tokenizer(p, add_special_tokens=False).input_ids) == 1]
-    names = [name for name in single if name not in taken]
+    names = [name for name in single if name.islower() and name not in taken]
     return names[::2], names[1::2]
 
 
