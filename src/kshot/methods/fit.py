@@ -89,9 +89,17 @@ class Material:
         """The queries of :attr:`shown`, without demonstrations."""
         return [without(episode) for episode in self.shown]
 
-    def ends(self, modules: Sequence[nn.Module], episodes: Sequence[Episode]) -> list[torch.Tensor]:
-        """Outputs of modules at the last prompt token: for each module ``[episodes, width]``, float32, on the CPU."""
-        return output_ends(self.vlm, modules, self.encoded(episodes), self.batch_size)
+    def ends(
+        self, modules: Sequence[nn.Module], episodes: Sequence[Episode], answers: bool = False
+    ) -> list[torch.Tensor]:
+        """Outputs of modules at the last token of prompts: for each module ``[episodes, width]``, float32, on the CPU.
+
+        Args:
+            modules: parts of the decoder.
+            episodes: what prompts are made of.
+            answers: whether the queries' answers stand behind them.
+        """
+        return output_ends(self.vlm, modules, self.encoded(episodes, answers), self.batch_size)
 
     def input_ends(self, modules: Sequence[nn.Module], episodes: Sequence[Episode]) -> list[torch.Tensor]:
         """As :meth:`ends`, for what the modules are given."""

@@ -88,7 +88,10 @@ methods: Registry[Method] = Registry(
         "kshot.methods.hificl",
         "kshot.methods.stave",
         "kshot.methods.task_vector",
+        "kshot.methods.function_vector",
         "kshot.methods.icv",
+        "kshot.methods.i2cl",
+        "kshot.methods.mtv",
     ),
 )
 """All methods. The first lookup imports the modules that hold them (and with them torch and PEFT)."""
