@@ -51,12 +51,13 @@ def config_of(method: str, **options: Any) -> Any:
     return methods.get(method).config(**OPTIONS.get(method, {}) | options)
 
 
+@torch.no_grad()
 def perturb(model: torch.nn.Module, seed: int = 0, size: float = 0.3) -> None:
     """Move all adapter parameters away from their initial values, which a new adapter would have, too."""
     random = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         if ".shift_" in name:
-            parameter.data += size * torch.randn(parameter.shape, generator=random).to(parameter.dtype)
+            parameter.add_(size * torch.randn(parameter.shape, generator=random).to(parameter.dtype))
 
 
 def adapted(family: str, method: str, seed: int = 0, **options: Any) -> PeftModel:

@@ -9,10 +9,23 @@ from peft import PeftModel
 from tests.methods.common import FAMILIES, OURS, adapted, attention_names, base, fresh, generated, logits, obstacle
 
 PAIRS = [(method, family) for method in OURS for family in FAMILIES]
+UNLIKE = ("gemma3", "idefics", "llava", "mllama", "qwen2_5_vl")
+"""Families that differ most; the others are like one of them."""
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
+def every_pair(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return possible(request)
+
+
+@pytest.fixture(
+    params=[pytest.param(pair, marks=() if pair[1] in UNLIKE else pytest.mark.slow) for pair in PAIRS], ids="-".join
+)
 def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return possible(request)
+
+
+def possible(request: pytest.FixtureRequest) -> tuple[str, str]:
     method, family = request.param
     why = obstacle(family, method)
     if why is not None:
@@ -20,8 +33,8 @@ def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
     return method, family
 
 
-def test_an_adapter_acts_only_while_it_is_active(pair):
-    method, family = pair
+def test_an_adapter_acts_only_while_it_is_active(every_pair):
+    method, family = every_pair
     model, inputs, _ = base(family)
     expected = logits(model, inputs)
     with_adapter = adapted(family, method)

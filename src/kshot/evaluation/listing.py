@@ -37,6 +37,7 @@ class Listing:
 
     parts: tuple[Part, ...]
     detailed: bool
+    command: str = "tasks"
 
     def __rich__(self) -> Group:
         from rich.console import Group
@@ -51,13 +52,13 @@ class Listing:
                 table.add_row(f"--{option.replace('_', '-')}", default, meaning)
             tables.append(table if part.options else f"{part.kind} {part.name}: {part.summary} (no options)")
         if not self.detailed:
-            for kind in REGISTRIES:
+            for kind in dict.fromkeys(part.kind for part in self.parts):
                 table = Table(f"{kind}s", "", show_edge=False, pad_edge=False, title_justify="left")
                 for part in self.parts:
                     if part.kind == kind:
                         table.add_row(part.name, part.summary)
                 tables += [table, ""]
-            tables.append("kshot tasks NAME lists the options of one of them")
+            tables.append(f"kshot {self.command} NAME lists the options of one of them")
         return Group(*tables)
 
     def __str__(self) -> str:
@@ -80,6 +81,33 @@ def describe_parts(names: Sequence[str] = ()) -> Listing:
                 raise UnknownName("part", name, {known for _, known in every})
         every = [(kind, name) for kind, name in every if name in names]
     return Listing(tuple(_part(kind, name) for kind, name in every), bool(names))
+
+
+def describe_methods(names: Sequence[str] = ()) -> Listing:
+    """List all methods that put demonstrations into an adapter, or the options of some of them.
+
+    Args:
+        names: methods whose options are listed.
+
+    Raises:
+        UnknownName: there is no method of that name.
+    """
+    from peft import PeftConfig
+
+    from kshot.methods import methods
+
+    common = set(inspect.signature(PeftConfig).parameters) | {"base", "target_modules"}
+    parts = []
+    for name in names or methods:
+        method = methods.get(name)
+        said = (
+            method.summary
+            + ("" if method.trainable else "; no training")
+            + ("; can be merged" if method.mergeable else "")
+        )
+        options = {key: value for key, value in options_of(method.config).items() if key not in common}
+        parts.append(Part("method", name, said, options))
+    return Listing(tuple(parts), bool(names), "methods")
 
 
 def _part(kind: str, name: str) -> Part:

@@ -33,7 +33,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -42,7 +42,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 from kshot.errors import ModelError, OptionError, UnknownName
-from kshot.methods.registration import Need
+from kshot.methods.registration import Need, methods
 from kshot.models.anatomy import Anatomy, examine
 
 
@@ -59,6 +59,8 @@ class ShiftConfig(PeftConfig):
     # PEFT reads it of every configuration of this kind. Places are found by structure instead: it stays empty.
     target_modules: ClassVar[None] = None
     method_type: ClassVar[Any] = None
+    only_initial: ClassVar[tuple[str, ...]] = ("std",)
+    """Options that say nothing but initial values; adapters that differ in them can be added up."""
 
     layers: list[int] | None = None
     seed: int = 0
@@ -158,12 +160,11 @@ class ShiftLayer(nn.Module, BaseTunerLayer):
             return []
         return [name for name in self.active_adapters if name in self.configs]
 
-    def add_adapter(self, adapter: str, config: Any, like: torch.Tensor) -> None:
-        """Give an adapter its initial parameters, on the device and in the dtype of ``like``."""
-        dtype = like.dtype if like.dtype.is_floating_point else torch.float32
+    def add_adapter(self, adapter: str, config: Any, device: torch.device, dtype: torch.dtype) -> None:
+        """Give an adapter its initial parameters."""
         for name, value in self.initial(config, generator(config.seed, type(self).__name__, self.number)).items():
             assert value.ndim > 0, f"{name} is a scalar, which FSDP cannot shard"
-            getattr(self, name)[adapter] = nn.Parameter(value.to(like.device, dtype))
+            getattr(self, name)[adapter] = nn.Parameter(value.to(device, dtype))
         self.configs[adapter] = config
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -269,8 +270,9 @@ class ShiftModel(BaseTuner):
             if name not in self.peft_config:
                 raise UnknownName("adapter", name, self.peft_config)
         configs: list[Any] = [self.peft_config[name] for name in adapters]
-        alike = [replace(config, layers=None, seed=0, base=None, inference_mode=False) for config in configs]
-        if any(config != alike[0] for config in alike):
+        apart = {"layers", "seed", "base", "inference_mode", "base_model_name_or_path", *configs[0].only_initial}
+        alike = [{key: value for key, value in asdict(config).items() if key not in apart} for config in configs]
+        if any(type(config) is not type(configs[0]) for config in configs) or any(one != alike[0] for one in alike):
             raise OptionError(f"adapters {', '.join(adapters)} have different options and cannot be added up")
         chosen = [config.layers for config in configs]
         together = None if None in chosen else sorted({number for numbers in chosen for number in numbers})
@@ -311,10 +313,7 @@ class ShiftModel(BaseTuner):
             anatomy = examine(model)
         except AttributeError as error:
             raise ModelError(f"{type(model).__name__} is no language model of transformers: {error}") from error
-        for need in self.needs:
-            ability = getattr(anatomy, need)
-            if not ability:
-                raise ModelError(f"{anatomy.architecture} cannot take {self.method}: {ability.reason}")
+        methods.get(self.method).check(anatomy)
         compare_bases(peft_config.base, anatomy)
         names = {id(module): name for name, module in model.named_modules()}
         places = self.places(peft_config, anatomy, model)
@@ -341,8 +340,7 @@ class ShiftModel(BaseTuner):
             layer = self._new_layer(self._places[current_key])
             layer.train(target.training)
             target.add_module(self.child, layer)
-        like = next((weight for weight in target.parameters() if weight.dtype.is_floating_point), torch.zeros(1))
-        layer.add_adapter(adapter_name, peft_config, like)
+        layer.add_adapter(adapter_name, peft_config, *_home(target))
         layer.attach(target)
 
     def _new_layer(self, place: Place) -> ShiftLayer:
@@ -374,6 +372,13 @@ class ShiftModel(BaseTuner):
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
         return self.model
+
+
+def _home(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype for new parameters of a module, whose own may be quantized, i.e. integers."""
+    device = next((weight.device for weight in module.parameters()), torch.device("cpu"))
+    floating = (weight.dtype for weight in module.parameters() if weight.dtype.is_floating_point)
+    return device, next(floating, torch.float32)
 
 
 def facts(anatomy: Anatomy) -> dict[str, Any]:

@@ -32,6 +32,8 @@ class LiveConfig(ShiftConfig):
         std: standard deviation of the initial vectors.
     """
 
+    only_initial = ("alpha", "std")
+
     placement: Literal["layer", "mlp"] = "layer"
     sigmoid: bool = False
     alpha: float | None = None

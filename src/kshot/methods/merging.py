@@ -29,7 +29,7 @@ def merge_biases(model: Any, shifts: Mapping[nn.Module, torch.Tensor]) -> None:
             is as it was.
     """
     names = {id(module): name for name, module in model.named_modules()}
-    maps = {names[id(last)]: shift for module, shift in shifts.items() for last in [_last_map(module)]}
+    maps = {names[id(last)]: shift for module, shift in shifts.items() for last in [_last_map(module, len(shift))]}
     needed = {f"{name}.bias" for name in maps if model.get_submodule(name).bias is None}
     created = _enable(model, needed) if needed else set()
     for key in created:
@@ -41,13 +41,13 @@ def merge_biases(model: Any, shifts: Mapping[nn.Module, torch.Tensor]) -> None:
         bias.data += shift.to(bias.device, bias.dtype)
 
 
-def _last_map(module: nn.Module) -> nn.Linear:
-    """The linear map whose output is that of the module."""
+def _last_map(module: nn.Module, width: int) -> nn.Linear:
+    """The linear map to ``width`` whose output is that of the module."""
     if type(module) is nn.Linear:
         return module
-    parts = [part for part in module.children() if any(weight.ndim >= 2 for weight in part.parameters())]
-    last = parts[-1] if parts else None
-    if type(last) is not nn.Linear or not last.weight.dtype.is_floating_point or not _ends_in(module, last):
+    fitting = [part for part in module.children() if type(part) is nn.Linear and part.out_features == width]
+    last = fitting[-1] if fitting else None
+    if last is None or not last.weight.dtype.is_floating_point or not _ends_in(module, last):
         raise ModelError(
             f"{type(module).__name__} does not end in a plain linear map (it is quantized, adapted, or a mixture of experts), so "
             "that a constant cannot be merged into it"
