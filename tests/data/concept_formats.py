@@ -40,6 +40,11 @@ def digits(folder: Path) -> dict[str, Any]:
     return {"episodes": 12}
 
 
+@fixture("concept_pair")
+def concept_pair(folder: Path) -> dict[str, Any]:
+    return {"queries": 12, "support": 16}
+
+
 @fixture("scenes")
 def scenes(folder: Path) -> dict[str, Any]:
     return {"episodes": 12}

@@ -100,6 +100,7 @@ tasks: Registry[Callable[..., Task]] = Registry(
         "kshot.data.folder",
         "kshot.data.hub",
         "kshot.data.worlds",
+        "kshot.data.concept_pair",
         "kshot.data.scenes",
         "kshot.data.referring",
         "kshot.data.point_qa",

@@ -118,7 +118,7 @@ class Digits(NWayTask):
         template: Mapping[str, str] | Template | None = None,
     ):
         super().__init__(
-            _digit_classes(),
+            digit_classes(),
             source="digits",
             ways=ways,
             episodes=episodes,
@@ -147,7 +147,8 @@ def _glyph(class_seed: int, drawings: int) -> Concept:
 
 
 @lru_cache(maxsize=1)
-def _digit_classes() -> tuple[Concept, ...]:
+def digit_classes() -> tuple[Concept, ...]:
+    """The ten digits: their images for demonstrations, and those for queries."""
     from sklearn.datasets import load_digits  # takes a second to import, which no other task should pay
 
     data = load_digits()
