@@ -82,6 +82,13 @@ def test_all_grids_occur_and_tiles_are_shuffled():
     assert len(orders) > 200
 
 
+def test_the_query_is_always_shuffled():
+    source = JigsawEpisodes(one_class((8, 8)), pieces=[4], episodes_per_class=300)
+    orders = {source.item(0, index).episode.query.images[0].order for index in range(len(source))}
+    assert len(orders) == 4 * 3 * 2 - 1  # all but the one in which every piece is in its place
+    assert ((0, 0), (0, 1), (1, 0), (1, 1)) not in orders
+
+
 def test_digests_tell_pictures_apart_without_decoding():
     class Undecoded(type(picture(0))):
         def load(self):

@@ -315,8 +315,9 @@ def test_an_epoch_of_the_published_list(shared_data):
     source = LinkEpisodes(file, options={"check_images": False}, shots_per_side=8)
     novel, stored, ranks = Counter(), 0, []
     for index in range(len(source)):
-        episode = source.item(0, index).episode
-        assert sides_of(source.item(0, index)) == {"novel": 8, "known": 8}
+        item = source.item(0, index)
+        episode = item.episode
+        assert sides_of(item) == {"novel": 8, "known": 8}
         paths = [p.name for p in episode.pictures]
         assert len(set(paths)) == 17
         known = next(d for d in episode.demonstrations if d.metadata["side"] == "known")
