@@ -187,7 +187,7 @@ def distill(
     if int(os.environ.get("RANK", "0")) == 0:
         with writing(Path(out), "free some space; the same command writes it again without training"):
             adapter = folder / f"seed-{best}" / "adapter"
-            record = {"request": request, "model": base, **figures, "data": first.describe()}
+            record = {"request": request, "config": {"model": base, "data": first.describe()}, **figures}
             logs = [folder / f"seed-{seed}" / "log.jsonl" for seed in sorted(done, key=lambda seed: seed != best)]
             write_adapter(adapter, Path(out), model_card(vlm, the_task, request, figures), record, logs)
     return Path(out)
