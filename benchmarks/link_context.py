@@ -136,15 +136,15 @@ def main() -> None:
     parser.add_argument("--train", required=True, help="images_background_small1.zip")
     parser.add_argument("--test", required=True, help="images_background_small2.zip")
     parser.add_argument("--work", type=Path, default=Path("link_context.work"))
-    parser.add_argument("--start-steps", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--every", type=int, default=100, help="steps between tests")
+    parser.add_argument("--start-steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--every", type=int, default=50, help="steps between tests")
     parser.add_argument("--batch", type=int, default=56)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument(
-        "--summary", type=float, default=1.0, help="weight of the summary loss where there are episodes"
+        "--summary", type=float, default=4.0, help="weight of the summary loss where there are episodes"
     )
-    parser.add_argument("--episodes", type=int, default=400, help="of each test on the way; 2,000 at the end")
+    parser.add_argument("--episodes", type=int, default=200, help="of each test on the way; 1,000 at the end")
     parser.add_argument("--runs", nargs="*", default=list(RUNS))
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "link_context.csv")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "pictures" / "link_context.png")
@@ -162,20 +162,20 @@ def main() -> None:
     }  # fmt: skip
     sources = {"episodes": episodes, "questions": QUESTIONS}
     vlm = load_model(start, device_map="cpu")
-    before = measure(vlm, chosen.test, unseen, 2000)
+    before = measure(vlm, chosen.test, unseen, 1000)
     rows: list[dict[str, Any]] = []
     for name in chosen.runs:
         data = {part: {**sources[part], "share": share} for part, share in RUNS[name].items()}
         out = chosen.work / name
         minutes = train(start, data, out, chosen, chosen.steps, chosen.summary if "episodes" in data else 0.0)
-        rows.append({"run": name, "step": 0, "cpu_minutes": 0.0, "episodes": 2000, **before})
+        rows.append({"run": name, "step": 0, "cpu_minutes": 0.0, "episodes": 1000, **before})
         for checkpoint in complete_checkpoints(Path(f"{out}.work")):
             step = int(checkpoint.name.rpartition("-")[2])
             weights = load_file(checkpoint / "model.safetensors")
             vlm.model.load_state_dict(
                 {k: v for k, v in weights.items() if not k.startswith("summary_probe")}, strict=False
             )
-            count = 2000 if step == chosen.steps else chosen.episodes
+            count = 1000 if step == chosen.steps else chosen.episodes
             found = measure(vlm, chosen.test, unseen, count)
             rows.append(
                 {"run": name, "step": step, "cpu_minutes": minutes * step / chosen.steps, "episodes": count, **found}
