@@ -169,7 +169,8 @@ def _support(task: Task) -> Sequence[Example]:
             f"task {task.name!r} has no support set that all queries share (each of its episodes has one of its own); distillation "
             "needs one"
         )
-    if len(support) == len(task.queries) and support[0] == task.queries[0]:
+    queries = task.queries
+    if len(support) == len(queries) and all(support[place].id == queries[place].id for place in (0, -1)):
         raise OptionError(
             f"the support set of task {task.name!r} are its test queries: training on them would be training on the test; give "
             "labelled examples with support (--task.support FILE.jsonl)"
