@@ -43,6 +43,8 @@ OURS = {
     "data_seed": "use seed",
     "save_total_limit": "use keep",
     "resume_from_checkpoint": "a run resumes by itself",
+    "save_only_model": "a run could not go on from such checkpoints",
+    "ignore_data_skip": "a run that goes on repeats no items",
     "label_names": "labels are known by construction",
     "train_sampling_strategy": "items are ordered by (seed, epoch)",
     "load_best_model_at_end": "compare checkpoints with kshot evaluate",
