@@ -6,6 +6,7 @@ student reads the query alone, with the adapter on, and learns to do the same (L
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import statistics
@@ -23,6 +24,7 @@ from kshot.episode import Episode
 from kshot.errors import OptionError
 from kshot.evaluation.loading import load_any
 from kshot.evaluation.options import numbers_of
+from kshot.methods.activations import answer_cue
 from kshot.metrics.base import metrics, wants_raw
 from kshot.models.base import PromptStyle
 from kshot.models.identity import identity
@@ -238,7 +240,7 @@ class _Run:
         held = _read(record)
         if held is not None and held.get("config") == json.loads(json.dumps(config, default=str)):
             return dict(held["figures"])
-        made = add_adapter(self.vlm, self.method, self.options, self.seed)
+        made = add_adapter(self.vlm, self.method, self._options(style), self.seed)
         try:
             cache = TeacherCache(cache_folder, self.base, {}) if cache_folder and self.losses.teacher else None
             objective = DistillObjective(
@@ -259,6 +261,14 @@ class _Run:
             return figures
         finally:
             remove_adapter(self.vlm, made)
+
+    def _options(self, style: PromptStyle) -> dict[str, Any]:
+        """The method's options; methods that know an answer is asked for by the end of the prompt are told that end."""
+        options = dict(self.options)
+        if "cue" in inspect.signature(config_of(self.method)).parameters and "cue" not in options:
+            asked = [Episode((), query) for query in self.items.examples[:16]]
+            options["cue"] = answer_cue(self.vlm, asked, self.items.task.template, style) or None
+        return options
 
     def _train(self, made: Any, objective: DistillObjective, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         settings = self.settings
