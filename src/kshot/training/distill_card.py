@@ -59,7 +59,7 @@ def model_card(vlm: VLM, task: Task, request: Mapping[str, Any], figures: Mappin
         "or with PEFT alone:",
         "",
         "```python",
-        "import kshot.methods  # tells PEFT about the method",
+        "import kshot  # tells PEFT about the method",
         "from peft import PeftModel",
         "",
         'model = PeftModel.from_pretrained(model, "FOLDER OR HUB ID OF THIS ADAPTER")',
