@@ -40,6 +40,8 @@ class FunctionVectorConfig(ShiftConfig):
         cue: ids of the tokens with which prompts end; see :mod:`kshot.methods.reading`.
     """
 
+    only_initial = ("strength", "heads", "prompts")  # what they stand for is in the vectors that are added up
+
     heads: int = 10
     prompts: int = 16
     strength: float = 1.0
@@ -62,10 +64,15 @@ class FunctionVectorLayer(PromptEndLayer):
         return {"function_vector_sum": torch.zeros(self.width)}
 
     def shift_end(self, adapter: str, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden + self.configs[adapter].strength * self.function_vector_sum[adapter].to(hidden.dtype)
+        return hidden + self.offset(adapter).to(hidden.dtype)
+
+    def offset(self, adapter: str) -> torch.Tensor:
+        """What is added, ``[width]``."""
+        return self.configs[adapter].strength * self.function_vector_sum[adapter]
 
     def combine(self, adapter: str, parts: Sequence[tuple[str, float]]) -> None:
-        self.function_vector_sum[adapter].copy_(sum(weight * self.function_vector_sum[name] for name, weight in parts))
+        self.configs[adapter].strength = 1.0
+        self.function_vector_sum[adapter].copy_(sum(weight * self.offset(name) for name, weight in parts))
 
 
 class FunctionVectorModel(ReadingModel):

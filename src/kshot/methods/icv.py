@@ -37,6 +37,8 @@ class IcvConfig(ShiftConfig):
         direction: ``"principal"``, or ``"mean"``: that of the mean difference.
     """
 
+    only_initial = ("strength", "length", "direction")  # what they stand for is in the vectors that are added up
+
     strength: float | None = None
     length: Literal["shift", "unit"] = "shift"
     direction: Literal["principal", "mean"] = "principal"
@@ -58,13 +60,16 @@ class IcvLayer(ResidualShiftLayer):
         return {"icv_vector": torch.zeros(self.width)}
 
     def shift(self, adapter: str, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden if self.configs[adapter].strength == 0 else rescaled(hidden, self.offset(adapter))
+
+    def offset(self, adapter: str) -> torch.Tensor:
+        """What is added, ``[width]``."""
         strength = self.configs[adapter].strength
-        if strength == 0:
-            return hidden
-        return rescaled(hidden, self.icv_vector[adapter] * (1.0 if strength is None else strength))
+        return self.icv_vector[adapter] * (1.0 if strength is None else strength)
 
     def combine(self, adapter: str, parts: Sequence[tuple[str, float]]) -> None:
-        self.icv_vector[adapter].copy_(sum(weight * self.icv_vector[name] for name, weight in parts))
+        self.configs[adapter].strength = 1.0
+        self.icv_vector[adapter].copy_(sum(weight * self.offset(name) for name, weight in parts))
 
 
 class IcvModel(ShiftModel):

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from kshot.methods.base import Place, ResidualShiftLayer, ShiftLayer, ShiftModel
+from kshot.models.anatomy import examine
 from kshot.models.prefix import unfinished
 
 CUE = 8
@@ -34,24 +35,28 @@ class Reading:
     """
 
     def __init__(self, model: Any):
-        # What the outer model calls: adapters of PEFT call the outer model's forward and pass its hooks by.
-        self.reader: nn.Module = model.base_model if isinstance(model.base_model, nn.Module) else model
-        self.names = tuple(inspect.signature(self.reader.forward).parameters)
+        # The decoder is given no ids, but what calls it is. (Adapters of PEFT call the outer model's forward and pass its
+        # hooks by, hence not the outer model.) Where the decoder is called alone, it is all there is.
+        decoder = examine(model).decoder
+        self.readers: list[nn.Module] = [decoder] if model.base_model is decoder else [model.base_model, decoder]
+        self.names = {module: tuple(inspect.signature(module.forward).parameters) for module in self.readers}
         self.users = 0
-        self._handle: Any = None
+        self._handles: list[Any] = []
+        self._told = False
         self._begin(None, None, False)
 
     def take(self) -> None:
         """One more layer listens."""
         if not self.users:
-            self._handle = self.reader.register_forward_pre_hook(self._before, with_kwargs=True)
+            self._handles = [m.register_forward_pre_hook(self._before, with_kwargs=True) for m in self.readers]
         self.users += 1
 
     def release(self) -> None:
         """One layer less; without any, the model is left alone."""
         self.users -= 1
         if not self.users:
-            self._handle.remove()
+            while self._handles:
+                self._handles.pop().remove()
             self._begin(None, None, False)
 
     def prompt_end(self, hidden: torch.Tensor, cue: Sequence[int] | None) -> torch.Tensor | None:
@@ -101,16 +106,20 @@ class Reading:
         tokens = hidden.shape[1]
         mask = self.mask
         if isinstance(mask, torch.Tensor) and mask.ndim == 2 and len(mask) == len(hidden) and mask.shape[1] >= tokens:
-            # A mask covers what was read before, too, or (static caches) room behind it: then nothing is known of padding.
-            read = mask if mask.shape[1] == tokens else mask[:, -tokens:]
+            # A mask covers what was read before, too; that of a static cache the room behind.
+            read = mask[:, -tokens:] if self.continues else mask[:, :tokens]
             return read.to(hidden.device) != 0
         return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        given = dict(zip(self.names, args, strict=False)) | kwargs
+        if self._told and module is self.readers[-1]:
+            self._told = False
+            return
+        given = dict(zip(self.names[module], args, strict=False)) | kwargs
         cache = given.get("past_key_values")
         length = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
         self._begin(given.get("input_ids"), given.get("attention_mask"), bool(length > 0))
+        self._told = module is not self.readers[-1]
 
     def _begin(self, ids: Any, mask: Any, continues: bool) -> None:
         self.ids: torch.Tensor | None = ids

@@ -28,6 +28,7 @@ class StaveConfig(ShiftConfig):
     """STAVE: a vector for the tokens that ask for an answer, and one for all others.
 
     Args:
+        layers: layers to whose input the vectors are added; default: the first alone, whose input are the embeddings.
         cue: ids of the tokens with which prompts end, as :func:`~kshot.methods.activations.answer_cue` finds them. Training needs
             them: without, the last token read is taken for the prompt's end, and in training that is the answer's.
     """
@@ -37,6 +38,9 @@ class StaveConfig(ShiftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.cue = cue_list(self.cue)
+
+    def chosen(self, anatomy: Anatomy) -> list[int]:
+        return [0] if self.layers is None else super().chosen(anatomy)
 
 
 class StaveLayer(ReadingLayer):
@@ -85,9 +89,6 @@ class StaveModel(ReadingModel):
 
     tuner_layer_cls = StaveLayer
     unmergeable = "depends on what a token is in the prompt"
-
-    def places(self, config: StaveConfig, anatomy: Anatomy, model: nn.Module) -> list[Place]:
-        return [Place(0, anatomy.layers[0], StaveLayer, anatomy.hidden_size)]
 
 
 register_method(
