@@ -21,6 +21,7 @@ FLOORS = (
     ("convert",),
     ("evaluation",),
     ("training",),
+    ("comparison",),
     ("quickstart",),
     ("cli",),
 )

@@ -82,6 +82,9 @@ COMMANDS = {
         "kshot.training.distill:distill",
         "put demonstrations into an adapter of a few kilobytes: LIVE, MimIC and rivals",
     ),
+    "compare-methods": Command(
+        "kshot.comparison:compare_methods", "methods side by side on one task: what each gains and what it costs"
+    ),
     "convert": Command(
         "kshot.convert:conversion",
         "a checkpoint of another program as a model of transformers",
