@@ -18,7 +18,9 @@ from kshot.cli import main
 from kshot.data.task import load_task
 from kshot.episode import Episode
 from kshot.errors import CannotWrite, ModelError, OptionError
+from kshot.models.anatomy import Ability
 from kshot.models.loading import EMBEDDED
+from kshot.models.vlm import VLM
 from kshot.training.alignment import Watch, common_span
 from kshot.training.distill import distill
 from kshot.training.distill_adapter import add_adapter, parameter_groups, remove_adapter
@@ -26,6 +28,7 @@ from kshot.training.distill_items import DistillItems
 from kshot.training.distill_losses import Losses, chosen_losses, distance, divergence, most_probable, plan_of
 from kshot.training.distill_objective import DistillObjective
 from kshot.training.teacher_cache import TeacherCache
+from tests.models import tiny
 
 LIVE, MIMIC = plan_of("live").losses, plan_of("mimic").losses
 BOTH = Losses(kl=1.0, align=1.0, ce=0.5)
@@ -298,6 +301,52 @@ def test_a_loss_that_is_no_number_names_the_step(vlm):
             objective.loss(made, batch_of(objective))
     finally:
         remove_adapter(vlm, made)
+
+
+@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
+def test_teacher_and_student_are_aligned_in_every_family(family):
+    """The same prompt gives no loss; the query alone some, which has a gradient. Positions cover the query's picture."""
+    vlm = VLM(*tiny.build(family))
+    same = DistillObjective(vlm, items(mix=1.0, shots=2), Losses(kl=1.0, align=1.0, ce=0.0), style="plain")
+    assert step(same, batch_of(same, count=2))[0] == pytest.approx(0, abs=1e-5)
+    made = add_adapter(vlm, "live", {}, 0)
+    objective = DistillObjective(vlm, items(shots=2), BOTH, model=made, style="plain")
+    batch = batch_of(objective, count=2)
+    total, parts = objective.loss(made, batch)
+    assert parts["kl_loss"] > 1e-6
+    assert parts["align_loss"] > 1e-9
+    total.sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in made.parameters() if p.requires_grad)
+    for row in batch["rows"]:
+        first = row.prompt.tokens.span("query")
+        assert first is not None
+        assert len(row.prompt) - row.span - first[0] <= 2  # Mllama: <s> behind the picture
+
+
+def test_recomputed_layers_give_the_same_gradient(vlm):
+    gradients = []
+    for recompute in (False, True):
+        made = add_adapter(vlm, "mimic", {}, 0)
+        try:
+            if recompute:
+                vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+            made.train()
+            objective = DistillObjective(vlm, items(), BOTH, model=made)
+            objective.loss(made, batch_of(objective))[0].sum().backward()
+            gradients.append([p.grad.clone() for p in made.parameters() if p.requires_grad])
+        finally:
+            vlm.model.gradient_checkpointing_disable()
+            vlm.model.eval()
+            remove_adapter(vlm, made)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_model_that_cannot_take_a_method_is_refused_with_the_reason(vlm, monkeypatch):
+    changed = replace(vlm.anatomy, attention_methods=Ability(False, "it has none"))
+    monkeypatch.setattr(vlm, "anatomy", changed)
+    with pytest.raises(ModelError, match="cannot take mimic: it has none"):
+        add_adapter(vlm, "mimic", {}, 0)
 
 
 @pytest.mark.parametrize("method", ["live", "mimic", "bias", "lora", "prompt_tuning", "prefix_tuning"])

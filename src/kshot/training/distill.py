@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -153,8 +154,8 @@ def distill(
         # Hidden states are read by hooks, which the older way of recomputing would run without gradients.
         settings.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
     request: dict[str, Any] = {
-        "model": model if isinstance(model, str) else model.source or model.name,
-        "task": task if isinstance(task, str) else task.name,
+        "model": model if isinstance(model, str) else {"name": model.name, "weights": model.describe()["weights"]},
+        "task": task if isinstance(task, str) else task.describe(),
         "method": method, "shots": shots, "samples": samples, "held_out": held_out, "seeds": list(numbers_of(seeds, "seeds")),
         "demonstrations": demonstrations, "pool": pool, "mix_demonstrations": mix, "retriever": retriever, "order": order,
         "style": style,
@@ -249,11 +250,11 @@ class _Run:
             )  # fmt: skip
             if cache is not None:
                 cache.keep(objective.teacher.describe())
-                cache.announce(*objective.cache_size(_epochs(self.settings)))
+                cache.announce(*objective.cache_size(_epochs(self.settings, len(objective))))
             figures = self._train(made, objective, folder, config)
             if int(os.environ.get("RANK", "0")) == 0:
                 with writing(folder, "free some space; the same command goes on"):
-                    save_adapter(made, folder / "adapter")
+                    save_adapter(made, folder / "adapter", self.vlm.source or self.vlm.name)
                     temporary = record.with_suffix(".tmp")
                     text = json.dumps({"config": config, "figures": figures}, indent=1, default=str)
                     temporary.write_text(text, encoding="utf-8")
@@ -349,8 +350,12 @@ def _optimizer(arguments: Any, model: Any) -> tuple[Any, dict[str, Any]]:
     return kind, {name: value for name, value in given.items() if name not in ("lr", "params", "model")}
 
 
-def _epochs(settings: Mapping[str, Any]) -> int:
-    return max(1, -(-int(1000 * float(settings["num_train_epochs"])) // 1000))
+def _epochs(settings: Mapping[str, Any], queries: int) -> int:
+    """Number of epochs that are begun."""
+    if int(settings.get("max_steps") or -1) < 1:
+        return max(1, math.ceil(float(settings["num_train_epochs"])))
+    each = int(settings["per_device_train_batch_size"]) * int(settings["gradient_accumulation_steps"])
+    return math.ceil(int(settings["max_steps"]) * each * int(os.environ.get("WORLD_SIZE", "1")) / queries)
 
 
 def _placed(model: Any, options: dict[str, Any]) -> dict[str, Any]:

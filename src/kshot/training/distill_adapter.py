@@ -84,8 +84,6 @@ def add_adapter(vlm: VLM, method: str, options: Mapping[str, Any], seed: int) ->
             made = get_peft_model(vlm.model, kind(**given))
     except (TypeError, ValueError) as error:
         raise OptionError(f"method {method}: {error}") from error
-    for config in made.peft_config.values():
-        config.base_model_name_or_path = vlm.source or vlm.name  # as it was named, not where it lies on this machine
     return made
 
 
@@ -169,8 +167,16 @@ def write_adapter(adapter: Path, out: Path, card: str, record: Mapping[str, Any]
     unfinished.replace(out)
 
 
-def save_adapter(made: Any, folder: Path) -> None:
-    """Save the adapter as PEFT does, whole or not at all."""
+def save_adapter(made: Any, folder: Path, base: str) -> None:
+    """Save the adapter as PEFT does, whole or not at all.
+
+    Args:
+        made: the model of PEFT.
+        folder: where to.
+        base: the name of the base model, as users name it (not where it lies on this machine).
+    """
+    for config in made.peft_config.values():
+        config.base_model_name_or_path = base
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     with quiet_unless_watched():

@@ -49,14 +49,17 @@ def model_card(vlm: VLM, task: Task, request: Mapping[str, Any], figures: Mappin
         "",
     ]
     lines += [*table, "", *_results(figures), "## Use", ""]
+    if method not in ("prompt_tuning", "prefix_tuning"):  # those stand outside the model's layers
+        lines += [
+            "```python",
+            "import kshot",
+            "",
+            f'model = kshot.load_model("{base}", adapter="FOLDER OR HUB ID OF THIS ADAPTER")',
+            "```",
+            "",
+        ]
     lines += [
-        "```python",
-        "import kshot",
-        "",
-        f'model = kshot.load_model("{base}", adapter="FOLDER OR HUB ID OF THIS ADAPTER")',
-        "```",
-        "",
-        "or with PEFT alone:",
+        "With PEFT alone:",
         "",
         "```python",
         "import kshot  # tells PEFT about the method",

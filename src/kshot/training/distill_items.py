@@ -14,6 +14,7 @@ from kshot.data.retrieval import Order, Retriever, check_shots, generator, load_
 from kshot.data.task import Task
 from kshot.episode import Episode, Example
 from kshot.errors import OptionError
+from kshot.picture import BytesPicture
 
 Demonstrations = Literal["redrawn", "fixed"]
 Pool = Literal["support", "samples"]
@@ -90,13 +91,14 @@ class DistillItems:
                 f"samples={samples} and held_out={wanted}: the support set of task {task.name!r} has {len(support)} examples, "
                 f"{len(chosen) + len(unseen)} of which could be used (those with an answer in text); take fewer"
             )
-        self.unseen = Subset(support, unseen)
-        self.examples = Subset(support, chosen)
+        kept = Kept(support)
+        self.unseen = Subset(kept, unseen)
+        self.examples = Subset(kept, chosen)
         if pool == "samples":
             self._pool = self.examples
         else:
             left_out = set(unseen)
-            self._pool = Subset(support, [place for place in range(len(support)) if place not in left_out])
+            self._pool = Subset(kept, [place for place in range(len(support)) if place not in left_out])
         if shots >= len(self._pool):
             raise OptionError(
                 f"{shots} shots: with the query left out, there are {len(self._pool) - 1} examples to show; ask for fewer shots, or "
@@ -138,10 +140,29 @@ class DistillItems:
         }
 
 
+class Kept:
+    """Examples of a sequence, of which those last used are kept: their pictures know their digests and are not drawn or read again."""
+
+    def __init__(self, examples: Sequence[Example], most: int = 4096):
+        self._examples, self._most = examples, most
+        self._held: dict[int, Example] = {}
+
+    def __getitem__(self, place: int) -> Example:
+        found = self._held.pop(place, None)
+        if found is None:
+            found = self._examples[place]
+            if any(isinstance(picture, BytesPicture) for picture in found.images):
+                return found  # it holds a whole file
+            if len(self._held) >= self._most:
+                self._held.pop(next(iter(self._held)))
+        self._held[place] = found  # the last one used stands last
+        return found
+
+
 class Subset(Sequence[Example]):
     """Some of a sequence's examples, made when they are asked for."""
 
-    def __init__(self, examples: Sequence[Example], places: Sequence[int]):
+    def __init__(self, examples: Kept, places: Sequence[int]):
         self._examples, self._places = examples, places
 
     def __len__(self) -> int:
