@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -73,7 +73,10 @@ class HeadShiftLayer(ShiftLayer):
         self._plain_query: torch.Tensor | None = None
 
     def shift_heads(self, adapter: str, heads: Heads) -> torch.Tensor:
-        """What one adapter makes of ``heads.output`` (which must not be changed in place); same shape and dtype."""
+        """What one adapter makes of ``heads.output``; same shape and dtype.
+
+        ``heads.output`` may be changed in place while gradients are off (and is, by others: keep a copy of what you keep).
+        """
         raise NotImplementedError
 
     def attach(self, module: nn.Module) -> None:
@@ -91,17 +94,18 @@ class HeadShiftLayer(ShiftLayer):
         while self._handles:
             self._handles.pop().remove()
 
-    def shifted(self, heads: Heads) -> torch.Tensor:
-        """What all active adapters make of the output."""
-        plain, output = self._plain_query, heads.output
-        self._plain_query = None
-        for adapter in self.acting():
+    def shifted(self, heads: Heads, adapters: Sequence[str]) -> Heads:
+        """The call with what adapters make of its output, one after another."""
+        plain, self._plain_query = self._plain_query, None
+        for adapter in adapters:
             query = heads.rotated
             if wants_plain_query(self.configs[adapter]):
                 assert plain is not None
                 query = plain
-            output = self.shift_heads(adapter, heads._replace(query=query, output=output))
-        return output
+            if query is not heads.query:
+                heads = heads._replace(query=query)
+            heads = heads._replace(output=self.shift_heads(adapter, heads))
+        return heads
 
     def _before(self, module: Any, inputs: Any) -> None:
         # Without this, set_attn_implementation would switch the adapter off in silence.
@@ -306,7 +310,11 @@ def attention(
     Returns:
         ``[batch, queries, heads, width]``, and no weights.
     """
-    layers = [layer for layer in module.children() if isinstance(layer, HeadShiftLayer) and layer.acting()]
+    layers = [
+        (layer, adapters)
+        for layer in module.children()
+        if isinstance(layer, HeadShiftLayer) and (adapters := layer.acting())
+    ]
     if not layers:
         named = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "softcap": softcap} | kwargs
         given = {name: argument for name, argument in named.items() if argument is not None}
@@ -338,6 +346,6 @@ def attention(
         variant=variant,
     )
     heads = Heads(query, output, normaliser, query, key, value, scale, softcap)
-    for layer in layers:
-        heads = heads._replace(output=layer.shifted(heads))
+    for layer, adapters in layers:
+        heads = layer.shifted(heads, adapters)
     return heads.output.transpose(1, 2).contiguous(), None
