@@ -248,6 +248,9 @@ def test_heads_are_ranked_by_their_causal_effect_and_summed_through_the_output_p
     found = indirect_effects(material, maps, means, 1)[1]
     torch.testing.assert_close(found, torch.tensor(effects, dtype=torch.float64), rtol=0, atol=1e-7)
     assert max(map(abs, effects)) > 1e-5
+    # The demonstrations were read once, unpatched.
+    assert vlm.reuse.no_prefix is None
+    assert vlm.reuse.statistics()["prefixes"]["misses"] == 1
 
     all_heads = {"heads": 8, "prompts": 1, "layers": [0]}
     model = fit_method(vlm, "function_vector", SUPPORT, **SHAPE, **all_heads)

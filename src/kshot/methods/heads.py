@@ -14,6 +14,7 @@ from kshot.methods.attention import attending, attention_place
 from kshot.methods.base import ShiftLayer
 from kshot.methods.places import output_projection
 from kshot.models.anatomy import Anatomy
+from kshot.models.prefix import progress
 
 
 def head_maps(config: Any, anatomy: Anatomy) -> dict[int, tuple[nn.Module, int, int]]:
@@ -57,6 +58,9 @@ def replaced(
 
     def listen(number: int) -> Any:
         def before(module: nn.Module, given: Any) -> Any:
+            # What the rows have in common is read in a batch of one, and is not to be changed.
+            if progress.unfinished or len(given[0]) != len(from_end):
+                return None
             states = given[0].clone()
             rows = torch.arange(len(states), device=states.device)
             places = states.shape[1] - from_end.to(states.device)

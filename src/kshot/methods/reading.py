@@ -21,7 +21,7 @@ from torch import nn
 
 from kshot.methods.base import Place, ResidualShiftLayer, ShiftLayer, ShiftModel
 from kshot.models.anatomy import examine
-from kshot.models.prefix import unfinished
+from kshot.models.prefix import progress
 
 CUE = 8
 """Longest cue that is kept: enough to tell the end of a prompt from its middle."""
@@ -66,7 +66,7 @@ class Reading:
             hidden: states ``[batch, tokens, ...]`` of this pass.
             cue: ids of the tokens with which prompts end.
         """
-        if unfinished.get() or (self.continues and hidden.shape[1] == 1):
+        if progress.unfinished or (self.continues and hidden.shape[1] == 1):
             return None
         key = ("end", tuple(cue or ()), hidden.shape[:2], hidden.device)
         if key not in self._known:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Hashable
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +34,20 @@ SHORTEST = 16
 """Prefixes of fewer tokens are not worth keeping: reading them anew costs less than handling them."""
 
 TYPE_IDS = "token_type_ids"
-unfinished: ContextVar[bool] = ContextVar("unfinished", default=False)
-"""True while only the beginning of a prompt is read: what acts at a prompt's end must not take it for the whole."""
 
+
+class Progress:
+    """Where the reading of a prompt stands.
+
+    Attributes:
+        unfinished: only the beginning of a prompt is read: what acts at a prompt's end must not take it for the whole.
+    """
+
+    unfinished = False
+
+
+progress = Progress()
+"""Of the pass that is under way. A plain object, because compiled models can read its attribute."""
 
 Buffers = tuple[torch.Tensor, torch.Tensor]
 """Room for the keys and the values of a layer, ``[rows, heads, tokens, width]``, the prefix's own at its beginning."""
@@ -130,11 +140,11 @@ def prefill(model: Any, inputs: dict[str, Any]) -> Prefix:
         ValueError: the model keeps something else than keys and values per layer.
     """
     positions = inputs["position_ids"] if "position_ids" in inputs else positions_of(model, inputs)
-    token = unfinished.set(True)
+    progress.unfinished = True
     try:
         output = model(**inputs | {"position_ids": positions}, use_cache=True, logits_to_keep=1)
     finally:
-        unfinished.reset(token)
+        progress.unfinished = False
     cache = output.past_key_values
     odd = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, DynamicLayer)}
     if odd:
