@@ -29,7 +29,15 @@ from tests.models import tiny
 from tests.models.test_families import QA, episode
 
 PAIR = {"queries": 12, "support": 40}
-OPTIONS = {"shots": 4, "samples": 12, "epochs": 1, "rounds": 1, "tokens": 2, "batch_size": 16}
+OPTIONS = {
+    "shots": 4,
+    "samples": 12,
+    "epochs": 1,
+    "rounds": 1,
+    "tokens": 2,
+    "batch_size": 16,
+    "trainer": {"learning_rate": 0.02, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +65,7 @@ def scores(folder, cell):
     return {row["id"]: row["score"] for row in map(json.loads, lines)}
 
 
-def test_rows_are_those_of_the_runs(compared):
+def test_rows_are_those_of_the_runs(compared, model):
     assert [row.method for row in compared.rows] == ["zero_shot", "format_only", "few_shot", "live", "task_vector"]
     assert [row.kind for row in compared.rows] == ["baseline"] * 3 + ["trained", "estimated"]
     zero = scores(compared.folder / "base" / "queries", "shots-0")
@@ -78,8 +86,17 @@ def test_rows_are_those_of_the_runs(compared):
         assert row.transfer.value == pytest.approx(statistics.fmean(scores(place / "transfer", "shots-0").values()))
         assert row.adapter_bytes == (place / "adapter" / "adapter_model.safetensors").stat().st_size
         assert row.training_seconds > 0
-    layers, width = 4, compared.row("task_vector").parameters
+    layers, width = len(model.anatomy.layers), compared.row("task_vector").parameters
     assert compared.row("live").parameters == layers * (width + 1)
+
+
+def test_the_budget_is_the_same_for_all(compared):
+    held = json.loads((compared.folder / "live" / "seed-0" / "adapter" / "training" / "config.json").read_text())
+    data = held["config"]["data"]
+    assert (data["samples"], data["held_out"], data["shots"]) == (9, 3, 4)
+    trainer = held["request"]["trainer"]
+    assert (trainer["learning_rate"], trainer["num_train_epochs"]) == (0.02, 1)
+    assert held["seeds"]["0"]["steps"] == 3
 
 
 def test_times_and_memory_are_of_every_row_but_one(compared):

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ class Budget:
         epochs: passes over them.
         style: of the prompts.
         batch_size: prompts that estimated methods read together.
+        trainer: arguments of TrainingArguments for methods that are trained.
     """
 
     shots: int
@@ -79,6 +80,7 @@ class Budget:
     epochs: float
     style: PromptStyle = "auto"
     batch_size: int | None = None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def held_out(self) -> int:
@@ -132,7 +134,7 @@ class Budget:
     def _train(self, vlm: VLM, task: Task, method: str, seed: int, adapter: Path, own: Mapping[str, Any]) -> None:
         known = set(signature(distill).parameters)
         given = {name: value for name, value in own.items() if name in known}
-        trainer = {"num_train_epochs": self.epochs} | dict(given.pop("trainer", None) or {})
+        trainer = {"num_train_epochs": self.epochs} | dict(self.trainer) | dict(given.pop("trainer", None) or {})
         common: dict[str, Any] = {
             "shots": self.shots,
             "samples": self.samples - self.held_out,

@@ -69,6 +69,7 @@ def compare_methods(
     style: PromptStyle = "auto",
     batch_size: int | None = None,
     csv: str | os.PathLike[str] | None = None,
+    trainer: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
     task_options: Mapping[str, Any] | None = None,
     model_options: Mapping[str, Any] | None = None,
@@ -95,6 +96,7 @@ def compare_methods(
         style: "plain" (interleaved text), "chat" (the model's chat template) or "auto".
         batch_size: episodes a batch, when answering.
         csv: also write the table to this file.
+        trainer: arguments of transformers' TrainingArguments for all methods that are trained: --trainer.learning_rate 1e-3.
         options: options of single methods, of the method itself or of kshot distill: --options.mimic.ce 1.0.
         task_options: the task's own options, e.g. root. On the command line: --root FILE.
         model_options: arguments of load_model, e.g. dtype. On the command line: --dtype bfloat16.
@@ -129,7 +131,7 @@ def compare_methods(
         raise OptionError(f"{vlm.name} has an adapter already: compare the methods on the bare model")
     work = _Comparing(
         vlm, the_task, other, Path(out), shots, samples, epochs, range(seed, seed + seeds), limit, with_demonstrations, rounds, tokens,
-        style, batch_size, options or {},
+        style, batch_size, trainer or {}, options or {},
     )  # fmt: skip
     work.start()
     found = work.compare(wanted)
@@ -158,10 +160,11 @@ class _Comparing:
     tokens: int
     style: PromptStyle
     batch_size: int | None
+    trainer: Mapping[str, Any]
     options: Mapping[str, Mapping[str, Any]]
 
     def __post_init__(self) -> None:
-        self.budget = Budget(self.shots, self.samples, self.epochs, self.style, self.batch_size)
+        self.budget = Budget(self.shots, self.samples, self.epochs, self.style, self.batch_size, self.trainer)
         self.common: dict[str, Any] = {
             "limit": self.limit, "style": self.style, "batch_size": self.batch_size, "controls": "none",
         }  # fmt: skip
@@ -177,7 +180,7 @@ class _Comparing:
             "task": self.task.describe(),
             "transfer": None if self.transfer is None else self.transfer.describe(),
             "shots": self.shots, "samples": self.samples, "epochs": self.epochs, "seeds": list(self.seeds), "limit": self.limit,
-            "style": self.style, "batch_size": self.batch_size,
+            "style": self.style, "batch_size": self.batch_size, "trainer": dict(self.trainer),
         }  # fmt: skip
         path = self.folder / "comparison.json"
         if path.exists():
