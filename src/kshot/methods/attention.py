@@ -310,11 +310,8 @@ def attention(
     Returns:
         ``[batch, queries, heads, width]``, and no weights.
     """
-    layers = [
-        (layer, adapters)
-        for layer in module.children()
-        if isinstance(layer, HeadShiftLayer) and (adapters := layer.acting())
-    ]
+    present = [(layer, layer.acting()) for layer in module.children() if isinstance(layer, HeadShiftLayer)]
+    layers = [(layer, adapters) for layer, adapters in present if adapters]
     if not layers:
         named = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "softcap": softcap} | kwargs
         given = {name: argument for name, argument in named.items() if argument is not None}
