@@ -3,8 +3,8 @@
 The start is the embedded model's vision tower under a new language model that has only learnt to answer questions about single
 pictures. From there three runs of equally many steps: ``episodes`` (link-context episodes of Omniglot's small1, 4 demonstrations of
 each of 2 classes), ``questions`` (more of the same questions), and ``mix`` (half and half). On the way each is tested on characters
-of other alphabets (small2) under names that no episode used: greedy answers over the whole vocabulary, and the likelier of the two
-names (chance: 1/2), with shuffled labels as control; 5-way episodes with 5 demonstrations, which none was trained on; new questions.
+of other alphabets (small2): greedy answers over the whole vocabulary, and the likelier of the two names (chance: 1/2), with shuffled
+labels as control; the latter also under names that no episode used; 5-way episodes, which none was trained on; new questions.
 
     python benchmarks/link_context.py --train images_background_small1.zip --test images_background_small2.zip
 
@@ -46,6 +46,7 @@ MEASURED = {
     "greedy": "2-way, 8 shots, greedy",
     "likelihood": "2-way, 8 shots, likelier name",
     "shuffled": "2-way, 8 shots, likelier name, labels shuffled",
+    "unseen_names": "2-way, 8 shots, likelier name, names that no episode used",
     "five_way": "5-way, 5 shots, greedy",
     "questions": "questions about one picture, greedy",
 }
@@ -80,23 +81,23 @@ def names_of_one_token(folder: Path) -> tuple[list[str], list[str]]:
     return names[::2], names[1::2]
 
 
-def measure(vlm: VLM, test: str, names: list[str], episodes: int) -> dict[str, float]:
-    """The figures of :data:`MEASURED`."""
+def measure(vlm: VLM, test: str, names: tuple[list[str], list[str]], episodes: int) -> dict[str, float]:
+    """The figures of :data:`MEASURED`; ``names``: those of training, and others."""
 
-    def omniglot(ways: int) -> Any:
-        return kshot.load_task("omniglot", root=test, ways=ways, episodes=episodes, names=names, template=SHORT)
+    def omniglot(ways: int, shots: int, control: str = "none", others: bool = False, **options: Any) -> Any:
+        task = kshot.load_task("omniglot", root=test, ways=ways, episodes=episodes, names=names[others], template=SHORT)
+        return kshot.evaluate(vlm, task, shots=[shots], style="plain", controls=[control], **options)
 
-    two = kshot.evaluate(vlm, omniglot(2), shots=[8], style="plain", controls=["none"])
-    likelier = kshot.evaluate(
-        vlm, omniglot(2), shots=[8], style="plain", scoring="likelihood", controls=["shuffled-labels"]
-    )
-    five = kshot.evaluate(vlm, omniglot(5), shots=[5], style="plain", controls=["none"])
+    two, five = omniglot(2, 8), omniglot(5, 5)
+    likelier = omniglot(2, 8, "shuffled-labels", scoring="likelihood")
+    unseen = omniglot(2, 8, others=True, scoring="likelihood")
     task = kshot.load_task("scenes", episodes=episodes, **ASKED)
     questions = kshot.evaluate(vlm, task, shots=[0], style="plain")
     return {
         "greedy": two.value(8),
         "likelihood": likelier.value(8),
         "shuffled": likelier.value(8, "shuffled-labels"),
+        "unseen_names": unseen.value(8),
         "five_way": five.value(5),
         "questions": questions.value(0),
     }
@@ -137,14 +138,14 @@ def main() -> None:
     parser.add_argument("--test", required=True, help="images_background_small2.zip")
     parser.add_argument("--work", type=Path, default=Path("link_context.work"))
     parser.add_argument("--start-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--every", type=int, default=50, help="steps between tests")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--every", type=int, default=150, help="steps between tests")
     parser.add_argument("--batch", type=int, default=56)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument(
         "--summary", type=float, default=4.0, help="weight of the summary loss where there are episodes"
     )
-    parser.add_argument("--episodes", type=int, default=200, help="of each test on the way; 1,000 at the end")
+    parser.add_argument("--episodes", type=int, default=150, help="of each test on the way; 600 at the end")
     parser.add_argument("--runs", nargs="*", default=list(RUNS))
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "link_context.csv")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "pictures" / "link_context.png")
@@ -155,28 +156,28 @@ def main() -> None:
         new_language(chosen.work / "new", 0)
         minutes = train(chosen.work / "new", {"questions": QUESTIONS}, start, chosen, chosen.start_steps, 0.0)
         print(f"start: {minutes:.1f} CPU minutes", flush=True)
-    seen, unseen = names_of_one_token(start)
+    names = names_of_one_token(start)
     episodes = {
         "kind": "link", "source": chosen.train, "ways": 2, "sampler": "fixed", "shots_per_side": 4, "negatives": "random",
-        "names": seen, "novel": "all", "template": SHORT, "style": "plain", "loss": "shown",
+        "names": names[0], "novel": "all", "template": SHORT, "style": "plain", "loss": "shown",
     }  # fmt: skip
     sources = {"episodes": episodes, "questions": QUESTIONS}
     vlm = load_model(start, device_map="cpu")
-    before = measure(vlm, chosen.test, unseen, 1000)
+    before = measure(vlm, chosen.test, names, 600)
     rows: list[dict[str, Any]] = []
     for name in chosen.runs:
         data = {part: {**sources[part], "share": share} for part, share in RUNS[name].items()}
         out = chosen.work / name
         minutes = train(start, data, out, chosen, chosen.steps, chosen.summary if "episodes" in data else 0.0)
-        rows.append({"run": name, "step": 0, "cpu_minutes": 0.0, "episodes": 1000, **before})
+        rows.append({"run": name, "step": 0, "cpu_minutes": 0.0, "episodes": 600, **before})
         for checkpoint in complete_checkpoints(Path(f"{out}.work")):
             step = int(checkpoint.name.rpartition("-")[2])
             weights = load_file(checkpoint / "model.safetensors")
             vlm.model.load_state_dict(
                 {k: v for k, v in weights.items() if not k.startswith("summary_probe")}, strict=False
             )
-            count = 1000 if step == chosen.steps else chosen.episodes
-            found = measure(vlm, chosen.test, unseen, count)
+            count = 600 if step == chosen.steps else chosen.episodes
+            found = measure(vlm, chosen.test, names, count)
             rows.append(
                 {"run": name, "step": step, "cpu_minutes": minutes * step / chosen.steps, "episodes": count, **found}
             )
