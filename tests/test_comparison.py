@@ -260,7 +260,7 @@ def test_a_slower_model_is_measured_as_slower():
 
     bare, (same, slow) = measure(vlm, prompt, [(prompt, nullcontext), (prompt, slowed)], rounds=1, tokens=2)
     assert slow.first >= 250
-    assert slow.token >= 250
+    assert slow.token >= 150  # the difference of two times: noise in the first of them is subtracted
     assert slow.token_ratio > 1.5 * same.token_ratio
     assert slow.first > bare.first
 
