@@ -41,7 +41,8 @@ def test_caches_follow_the_adapter(family, method):
         answers = [vlm.answer(episodes(), template=QA, style="plain", max_new_tokens=3) for vlm in (cached, uncached)]
         assert answers[0] == answers[1]
         beams = [
-            vlm.answer(episodes(), template=QA, style="plain", max_new_tokens=3, num_beams=3) for vlm in (cached, uncached)
+            vlm.answer(episodes(), template=QA, style="plain", max_new_tokens=3, num_beams=3)
+            for vlm in (cached, uncached)
         ]
         assert beams[0] == beams[1]
     assert cached.reuse.prefixes.statistics.hits > 0

@@ -38,7 +38,13 @@ def test_the_target_as_published(target, name):
         ('there is "scottish deerhound" in the image.', "whippet", "scottish deerhound", 0, "other"),
         ('there is "airstone" in the image.', "stone", "airstone", 1, "other"),  # substring
         ('there is "stone" in the image.', "airstone", "stone", 0, "other"),
-        ('there is "airstone" in the image.', "airstone", "stone", 1, "right"),  # deleted before the other is looked for
+        (
+            'there is "airstone" in the image.',
+            "airstone",
+            "stone",
+            1,
+            "right",
+        ),  # deleted before the other is looked for
         ('there is "airstone", a "stone"', "airstone", "stone", 0, "both"),
         ('there is "MushroomHaven" in the image.', "MushroomHaven", "RockFlock", 0, "right"),  # capitals
         ('there is "mushroomhaven" in the image.', "MushroomHaven", "RockFlock", 1, "right"),
@@ -56,7 +62,9 @@ def test_the_flaws_by_hand(prediction, right, other, published, ours):
     assert two_name([prediction], [query]).details[ours] == 1
 
 
-@given(st.text('ab ."', max_size=8), st.text("abAB.' ", min_size=1, max_size=4), st.text("abAB.' ", min_size=1, max_size=4))
+@given(
+    st.text('ab ."', max_size=8), st.text("abAB.' ", min_size=1, max_size=4), st.text("abAB.' ", min_size=1, max_size=4)
+)
 def test_it_is_the_published_formula(prediction, right, other):
     pos, pair = upstream_target(SENTENCE.format(name=right)), (right.lower(), other.lower())
     if pair[0] == pair[1]:
