@@ -182,7 +182,7 @@ class DerivedPicture(Picture):
         return hashlib.blake2b(made.encode(), digest_size=16).hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.source == other.source  # type: ignore[attr-defined]
+        return type(other) is type(self) and self.source == other.source
 
     def __hash__(self) -> int:
         return hash((type(self).__qualname__, self.source))

@@ -93,7 +93,8 @@ def pointed_program_text(
         if name in _POINTING or (name in _POINTING_AT_END and following in ("exist", "count")):
             found = objects[number] or []
             try:
-                points = [tuple(map(float, scene["objects"][n]["pixel_coords"][:2])) for n in found]
+                places = [scene["objects"][n]["pixel_coords"] for n in found]
+                points = [(float(place[0]), float(place[1])) for place in places]
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise DataError(f"the scene has no 'pixel_coords' of the objects {found} ({error!r})") from None
             text += text_of(*(written(point, size) for point in points)) if points else " Found no object."

@@ -201,7 +201,8 @@ def _support(task: Task) -> Sequence[Example]:
 
 def _draw(support: Sequence[Example], count: int, taken: Sequence[int], *about: int | str) -> list[int]:
     """Places of so many examples with an answer in text, drawn without replacement; fewer if there are no more."""
-    left_out, found = set(taken), []
+    left_out = set(taken)
+    found: list[int] = []
     for place in random_order(len(support), generator(*about)):
         if len(found) == count:
             break
