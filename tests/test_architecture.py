@@ -16,6 +16,7 @@ FLOORS = (
     ("version", "errors", "registry", "picture", "episode", "prompt", "chat", "peft_hook"),
     ("metrics",),
     ("data",),
+    ("visual",),
     ("models",),
     ("methods",),
     ("convert",),
