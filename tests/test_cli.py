@@ -278,3 +278,10 @@ def test_evaluate_and_compare_as_in_the_readme(capsys, tmp_path, embedded):
     assert "another configuration" in error(
         capsys, "evaluate", "--model", embedded, "--task", "digits", "--shots", "0,4", "--out", str(tmp_path / "a")
     )
+
+
+def test_an_option_of_a_part_named_wrongly_is_not_blamed(capsys):
+    said = error(capsys, "train", "--objective", "embeded", "--model", "tiny", "--out", "x")
+    assert "objective" in said
+    assert "embedded" in said
+    assert "--model" not in said

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import kshot
-from kshot.cli import COMMANDS, _parse, main
+from kshot.cli import COMMANDS, main, parse
 from kshot.comparison import compare_methods, shift_agreement
 from kshot.comparison import run as running
 from kshot.comparison.agreement import mean_cosine
@@ -201,7 +201,7 @@ def test_the_command_says_what_is_wrong(capsys, tmp_path):
 )
 def test_recipes_are_read_as_the_command_line_reads_them(recipe):
     words = ["--config", str(files("kshot").joinpath("recipes", "compare", recipe)), "--transfer-options.root", "OKVQA"]
-    given = _parse("compare-methods", COMMANDS["compare-methods"], compare_methods, words)
+    given = parse("compare-methods", COMMANDS["compare-methods"], compare_methods, words)
     assert (given["shots"], given["samples"], given["seeds"], given["transfer"]) == (8, 1000, 3, "okvqa")
     assert given["transfer_options"] == {"root": "OKVQA"}
     assert given["model_options"] == {"dtype": "bfloat16"}

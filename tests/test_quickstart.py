@@ -41,10 +41,10 @@ def test_the_commands_it_proposes_are_understood(tmp_path, capsys):
             assert main(words) == 2
             assert "PICTURES" in capsys.readouterr().err
         else:
-            from kshot.cli import COMMANDS, _parse
+            from kshot.cli import COMMANDS, parse
 
             name = words[0]
-            values = _parse(name, COMMANDS[name], COMMANDS[name].function(), words[1:])
+            values = parse(name, COMMANDS[name], COMMANDS[name].function(), words[1:])
             assert values["model"] == "tiny"
             assert values["task"] in ("scenes", "glyphs")
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import pytest
 
-from kshot.cli import COMMANDS, _parse, main
+from kshot.cli import COMMANDS, main, parse
 from kshot.training.distill import distill
 from kshot.training.distill_losses import chosen_losses, plan_of
 from tests.data.formats import all_fixtures, write_lines
@@ -38,7 +38,7 @@ def test_every_published_setting_has_a_recipe():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_says_what_the_papers_say(name):
-    given = _parse("distill", COMMANDS["distill"], distill, ["--config", str(FOLDER.joinpath(f"{name}.yaml"))])
+    given = parse("distill", COMMANDS["distill"], distill, ["--config", str(FOLDER.joinpath(f"{name}.yaml"))])
     method, task, model = name.split("-", 2)
     trainer = given["trainer"]
     assert (given["method"], given["task"]) == (method, TASKS[task])
