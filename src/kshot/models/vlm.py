@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from kshot.chat import render_chat
 from kshot.episode import Episode, Example
@@ -20,6 +19,7 @@ from kshot.models.base import PromptStyle
 from kshot.models.batching import BatchRunner
 from kshot.models.beginnings import Beginnings
 from kshot.models.encoding import EncodedPrompt, Encoder
+from kshot.models.generation import StopTexts, deterministic_settings, only_these_settings
 from kshot.models.identity import identity
 from kshot.models.image_mode import hide, hides, image_mode_of, obstacle
 from kshot.models.prefix import Prefix, continue_forward, continue_generate
@@ -191,7 +191,14 @@ class VLM:
             ContextTooLong: a prompt does not fit into the model's context.
             BadImage: an image cannot be decoded.
         """
-        settings = self._generation(max_new_tokens, num_beams, length_penalty)
+        settings = deterministic_settings(
+            self.model,
+            self.tokenizer,
+            pad_id=self.encoder.pad_id,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+        )
         runner = BatchRunner(batch_size or BATCH_SIZE)
         answers: list[str] = []
         self.reuse.refresh()
@@ -289,7 +296,7 @@ class VLM:
         criteria = StoppingCriteriaList()
         if stop and settings.num_beams == 1:
             criteria.append(StopTexts(self.tokenizer, stop, length))
-        with _settings_of(self.model, settings):
+        with only_these_settings(self.model, settings):
             sequences = self.model.generate(**inputs, stopping_criteria=criteria)
         return cast("list[str]", self.tokenizer.batch_decode(sequences[:, length:], skip_special_tokens=True))
 
@@ -310,21 +317,6 @@ class VLM:
         if normalize:
             sums = sums / wanted.sum(-1).clamp_min(1)
         return [float(value) for value in sums]
-
-    def _generation(self, max_new_tokens: int, num_beams: int, length_penalty: float) -> GenerationConfig:
-        """Deterministic settings: of the model's own, only its special tokens and those it must not say are kept."""
-        own = self.model.generation_config
-        eos = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
-        return GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=num_beams,
-            length_penalty=length_penalty if num_beams > 1 else 1.0,  # greedy search has no use for it, and warns
-            bos_token_id=own.bos_token_id if own.bos_token_id is not None else self.tokenizer.bos_token_id,
-            eos_token_id=eos,
-            pad_token_id=self.encoder.pad_id,
-            suppress_tokens=own.suppress_tokens,
-        )
 
     def _chat(self, episode: Episode, template: Template, answer: str | None) -> Prompt:
         return render_chat(
@@ -353,34 +345,6 @@ class VLM:
             name: value.to(self.device, dtype) if value.is_floating_point() else value.to(self.device)
             for name, value in inputs.items()
         }
-
-
-class StopTexts(StoppingCriteria):
-    """Ends a row of a batch as soon as its new text holds one of the stop texts.
-
-    Args:
-        tokenizer: decodes the new tokens.
-        texts: the stop texts.
-        start: number of tokens of the prompts.
-    """
-
-    def __init__(self, tokenizer: Any, texts: Sequence[str], start: int):
-        self.tokenizer, self.texts, self.start = tokenizer, tuple(texts), start
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
-        said = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
-        done = [any(text in row for text in self.texts) for row in said]
-        return cast("torch.BoolTensor", torch.tensor(done, device=input_ids.device))
-
-
-@contextmanager
-def _settings_of(model: Any, settings: GenerationConfig) -> Iterator[None]:
-    """Let ``generate`` use these settings alone; given as an argument, their gaps would be filled from the model's own."""
-    own, model.generation_config = model.generation_config, settings
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def _windows(items: Sequence[T], size: int, doing: str) -> Iterator[Sequence[T]]:
