@@ -1,0 +1,303 @@
+"""What methods add to the cost of a model: ratios to the bare model, in fp32 on the CPU.
+
+``attention``: one call of the attention function, batch 4, 8 heads of width 64: causal prefill of 512 tokens, and decoding one token
+behind 2,048 keys. ``layer``: one decoder layer of width 512 on the same. ``model``: a random LLaVA of 15 million parameters: prompts of
+one picture (``prefill``) or of 512 tokens (``prefill 512``), and one more token behind a cache of 512 tokens (``decode``), batch 4.
+
+Ways beside kshot's methods, for contrast:
+
+- ``mimic, second matmul``: MimIC whose normaliser comes from a second product of queries and keys beside the fused attention;
+- ``mimic, paper code``: over masked keys, too, as published, which needs that product in any case;
+- ``lora``: PEFT's, not merged, rank 16 at query, key, value and output projections;
+- ``bias, merged``: a plain checkpoint. It is saved, loaded by transformers alone and must answer bit for bit as what was merged.
+
+The bare model and a way take turns in one process, which of them first by turns, and share their weights. Reported is the median over
+rounds of the ratio of neighbours, in CPU time (other jobs on the machine disturb it least), with the quartiles.
+
+    python benchmarks/method_cost.py --out results/method_cost.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import gc
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from kshot import Episode, Example  # noqa: E402
+from kshot.methods import BiasConfig, HificlConfig, LiveConfig, MimicConfig, attention  # noqa: E402
+from kshot.models.anatomy import examine  # noqa: E402
+from kshot.models.vlm import VLM  # noqa: E402
+from kshot.version import __version__  # noqa: E402
+from tests.models.tiny import build, picture  # noqa: E402
+
+BATCH, HEADS, WIDTH = 4, 8, 64
+PREFILL, CACHED = 512, 2048
+SECOND = "mimic, second matmul"
+WAYS: dict[str, Callable[[], Any]] = {
+    "live": LiveConfig,
+    "live, mlp": lambda: LiveConfig(placement="mlp"),
+    "mimic": MimicConfig,
+    "hificl": HificlConfig,
+    "bias": BiasConfig,
+    "bias, merged": BiasConfig,
+    "lora": lambda: LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
+    SECOND: MimicConfig,
+    "mimic, paper code": lambda: MimicConfig(paper_code=True),
+}
+IN_HEADS = ("mimic", "hificl", SECOND, "mimic, paper code")
+Step = Callable[[], Any]
+
+
+def second_matmul(query: Tensor, key: Tensor, value: Tensor, *, mask: Any, causal: bool, scale: float, **_: Any) -> Any:
+    """What ``attend`` gives, without a kernel that gives the normaliser."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    output = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, 0.0, causal, scale=scale)
+    logits = torch.matmul(query, key.transpose(2, 3)) * scale
+    if causal:
+        mask = torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
+    if mask is not None:
+        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+    return output, logits.logsumexp(-1)
+
+
+@contextmanager
+def kernel(way: str) -> Iterator[None]:
+    """The attention kernel of a way."""
+    before = attention.attend
+    attention.attend = second_matmul if way == SECOND else before  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        attention.attend = before  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def adapted(bare: Any, way: str) -> Any:
+    """A model that shares the bare one's weights and has a perturbed adapter."""
+    model = copy.deepcopy(bare)
+    for own, shared in zip(model.parameters(), bare.parameters(), strict=True):
+        own.data = shared.data
+    model = get_peft_model(model, WAYS[way]()).eval()
+    random = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=random))
+    model.requires_grad_(False)
+    return merged(model) if way == "bias, merged" else model.get_base_model()
+
+
+def merged(model: Any) -> Any:
+    """The merged model as transformers alone loads it.
+
+    Raises:
+        AssertionError: it does not answer bit for bit as what was merged, or not as the adapter beside the model did.
+    """
+    ids = torch.arange(64, 96)[None]
+    beside = model(input_ids=ids).logits
+    plain = model.merge_and_unload()
+    inside = plain(input_ids=ids).logits
+    assert torch.allclose(inside, beside, atol=1e-4), float((inside - beside).abs().max())
+    with tempfile.TemporaryDirectory() as folder:
+        plain.save_pretrained(folder)
+        loaded = AutoModelForImageTextToText.from_pretrained(folder).eval().requires_grad_(False)
+    assert type(loaded) is type(plain)
+    assert not any(type(part).__module__.startswith(("kshot", "peft")) for part in loaded.modules())
+    assert torch.equal(loaded(input_ids=ids).logits, inside)
+    return loaded
+
+
+def llava() -> VLM:
+    """A random LLaVA of 15 million parameters with 64 tokens an image."""
+    tower = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8}
+    model, processor = build("llava_llama", vision=tower | {"image_size": 112}, **tower, num_key_value_heads=4)
+    return VLM(model.requires_grad_(False), processor, name="llava-15m-random")
+
+
+def one_layer() -> Any:
+    """A decoder with one layer, of which the layer and its attention are measured."""
+    width = HEADS * WIDTH
+    config = transformers.LlamaConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=1,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        vocab_size=64,
+        attn_implementation="sdpa",
+    )
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def states(tokens: int, seed: int = 0) -> Tensor:
+    return torch.randn(BATCH, HEADS, tokens, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def attention_steps(model: Any) -> dict[str, Step]:
+    """One call of the attention function, bare where the model has no adapter of heads."""
+    module = examine(model).attention[0]
+    function = sdpa_attention_forward
+    if module.config._attn_implementation.startswith(attention.PREFIX):
+        function = attention.ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
+    sizes = {"prefill": (PREFILL, PREFILL), "decode": (1, CACHED)}
+    given = {phase: (states(queries), states(keys, 1), states(keys, 2)) for phase, (queries, keys) in sizes.items()}
+    return {
+        phase: lambda three=three: function(module, *three, None, dropout=0.0, scaling=module.scaling)  # type: ignore[misc]
+        for phase, three in given.items()
+    }
+
+
+def layer_steps(model: Any) -> dict[str, Step]:
+    """One decoder layer."""
+    layer, rotary = examine(model).layers[0], examine(model).decoder.rotary_emb
+    whole = torch.randn(BATCH, PREFILL, HEADS * WIDTH, generator=torch.Generator().manual_seed(0))
+    one = whole[:, :1].contiguous()
+    places = [rotary(whole, torch.arange(start, end)[None]) for start, end in ((0, PREFILL), (CACHED - 1, CACHED))]
+    cache = DynamicCache()
+    cache.update(states(CACHED - 1, 1), states(CACHED - 1, 2), 0)
+
+    def decode() -> None:
+        layer(one, position_embeddings=places[1], past_key_values=cache)
+        cache.crop(-1)  # removes one token
+
+    return {"prefill": lambda: layer(whole, position_embeddings=places[0]), "decode": decode}
+
+
+def model_steps(vlm: VLM, model: Any) -> dict[str, Step]:
+    """A prompt with one picture, one of 512 tokens, and one token behind those."""
+    prompts = [vlm.encode(Episode((), Example(picture(i, (112, 112)), "what is it?", id=f"query {i}")), style="plain") for i in range(BATCH)]
+    short = vlm.inputs(prompts)
+    random = torch.Generator().manual_seed(0)
+    long = torch.randint(64, 128, (BATCH, PREFILL), generator=random)
+    cache = DynamicCache()
+    model(input_ids=long, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    one = long[:, :1]
+
+    def decode() -> None:
+        model(input_ids=one, past_key_values=cache, use_cache=True)
+        cache.crop(-1)  # removes one token
+
+    return {
+        "prefill": lambda: model(**short, use_cache=True, logits_to_keep=1),
+        "prefill 512": lambda: model(input_ids=long, use_cache=True, logits_to_keep=1),
+        "decode": decode,
+    }
+
+
+def clock(step: Step, repeats: int) -> float:
+    """Milliseconds of CPU time a call."""
+    begin = time.process_time()
+    for _ in range(repeats):
+        step()
+    return (time.process_time() - begin) / repeats * 1e3
+
+
+def compare(bare: Step, step: Step, *, rounds: int, seconds: float) -> dict[str, Any]:
+    """Medians of both, and of the ratio of neighbours."""
+    bare(), step()
+    repeats = max(1, round(seconds * 1e3 / max(clock(bare, 2), 1e-3)))
+    pairs = []
+    gc.collect()
+    gc.disable()
+    for number in range(rounds):
+        turn = [clock(one, repeats) for one in ((bare, step) if number % 2 else (step, bare))]
+        pairs.append(tuple(turn if number % 2 else reversed(turn)))
+    gc.enable()
+    ratios = [own / base for base, own in pairs]
+    quarters = statistics.quantiles(ratios, n=4)
+    return {
+        "bare_ms": f"{statistics.median(base for base, _ in pairs):.3f}",
+        "ms": f"{statistics.median(own for _, own in pairs):.3f}",
+        "ratio": f"{statistics.median(ratios):.3f}",
+        "ratio_low": f"{quarters[0]:.3f}",
+        "ratio_high": f"{quarters[2]:.3f}",
+        "rounds": rounds,
+        "calls_a_round": repeats,
+    }
+
+
+@torch.inference_mode()
+def measure(levels: list[str], ways: list[str], rounds: int, seconds: float) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for level in levels:
+        vlm = llava() if level == "model" else None
+        bare: Any = vlm.model if vlm is not None else one_layer()
+
+        def steps(model: Any, level: str = level, vlm: Any = vlm) -> dict[str, Step]:
+            if level == "model":
+                return model_steps(vlm, model)
+            return (attention_steps if level == "attention" else layer_steps)(model)
+
+        first = steps(bare)
+        for way in ways:
+            if (level == "attention" and way not in IN_HEADS) or (level == "layer" and way == "bias, merged"):
+                continue
+            second = steps(adapted(bare, way))
+            for phase, step in second.items():
+                with kernel(way):
+                    found = compare(first[phase], step, rounds=rounds, seconds=seconds)
+                rows.append({"level": level, "phase": phase, "way": way} | found)
+                print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--levels", default="attention,layer,model")
+    parser.add_argument("--ways", help="separated by ;", default=";".join(WAYS))
+    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--seconds", type=float, default=0.05, help="of each turn")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = measure(options.levels.split(","), options.ways.split(";"), options.rounds, options.seconds)
+    if options.out:
+        versions = {
+            "kshot": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {options.threads} thread{'s' if options.threads > 1 else ''}",
+        }
+        write(options.out, [row | versions for row in rows])
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    main()
