@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from kshot.episode import Episode, Example
 from kshot.prompt import Template
@@ -20,8 +20,9 @@ class Task(ABC):
     """Base of all tasks.
 
     Class attributes (an instance may override them):
+        answers: whether examples are answered by text or by a picture.
         template: how an example is written.
-        metric: name of the main metric in the registry.
+        metric: name of the main metric in the registry (of :mod:`kshot.metrics.pictures` where answers are pictures).
         stop: strings at which a generated answer ends (they are cut off with all that follows).
         max_new_tokens: room for an answer.
         retriever: the retriever used unless the user names another.
@@ -35,6 +36,7 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    answers: Literal["text", "picture"] = "text"
     template: Template
     metric: str = "exact_match"
     stop: tuple[str, ...] = ("\n",)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from kshot.data.task import Task
@@ -11,7 +15,8 @@ from kshot.episode import Episode
 from kshot.errors import BadImage, OptionError
 from kshot.evaluation.published import opening_of
 from kshot.evaluation.runs import Rows
-from kshot.models.base import Model, PromptStyle
+from kshot.models.base import Model, PictureModel, PromptStyle
+from kshot.picture import Picture
 from kshot.prompt import Template
 
 T = TypeVar("T")
@@ -23,7 +28,7 @@ OnBadImage = Literal["error", "skip"]
 class Answering:
     """How a model is asked; the fields are arguments of :func:`kshot.evaluate`."""
 
-    model: Model
+    model: Model | PictureModel
     task: Task
     scoring: Scoring = "generate"
     normalize: bool = False
@@ -34,13 +39,31 @@ class Answering:
     batch_size: int | None = None
     on_bad_image: OnBadImage = "error"
 
-    def rows(self, episodes: Sequence[Episode]) -> Rows:
+    def __post_init__(self) -> None:
+        """Raises OptionError: the model cannot answer the task."""
+        pictures = self.task.answers == "picture"
+        if not isinstance(self.model, PictureModel if pictures else Model):
+            raise OptionError(
+                f"task {self.task.name!r} is answered by {self.task.answers}s, which {self.model.name!r} does not make: use "
+                + ("a model of visual sentences" if pictures else "a vision-language model")
+            )
+        if pictures and self.scoring == "likelihood":
+            raise OptionError(f"task {self.task.name!r} is answered by pictures: there are no candidates to score")
+
+    def rows(self, episodes: Sequence[Episode], folder: Path) -> Rows:
         """One row an episode, in order.
+
+        Args:
+            episodes: the episodes.
+            folder: where answers that are pictures are put, as PNG files named in the rows.
 
         Raises:
             BadImage: an image cannot be decoded and bad images are errors.
         """
-        ask = self._generate if self.scoring == "generate" else self._choose
+        if self.task.answers == "picture":
+            ask: Callable[[Sequence[Episode]], list[dict[str, Any]]] = lambda some: self._imagine(some, folder)  # noqa: E731
+        else:
+            ask = self._generate if self.scoring == "generate" else self._choose
         answers, reasons = _leaving_out_bad_images(ask, episodes, self.on_bad_image)
         return [
             _row(episode, answer, reason) for episode, answer, reason in zip(episodes, answers, reasons, strict=True)
@@ -57,7 +80,16 @@ class Answering:
         chat = self.style == "chat" or (self.style == "auto" and getattr(self.model, "no_chat", True) == "")
         return "" if chat or self.scoring == "likelihood" else opening_of(self.template)
 
+    def _imagine(self, episodes: Sequence[Episode], folder: Path) -> list[dict[str, Any]]:
+        assert isinstance(self.model, PictureModel)
+        pictures = self.model.answer_episodes(episodes, **({"batch_size": self.batch_size} if self.batch_size else {}))
+        return [
+            {"prediction": save_picture(picture, folder, episode.query.id)}
+            for picture, episode in zip(pictures, episodes, strict=True)
+        ]
+
     def _generate(self, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+        assert isinstance(self.model, Model)
         texts = self.model.answer(
             episodes,
             template=self.template,
@@ -79,6 +111,7 @@ class Answering:
                     "choices (use scoring='generate')"
                 )
         same = all(offered == candidates[0] for offered in candidates)
+        assert isinstance(self.model, Model)
         scores = self.model.score(
             episodes,
             candidates[0] if same else candidates,
@@ -93,6 +126,17 @@ class Answering:
             {"prediction": offered[best], "raw": offered[best]}
             for offered, best in zip(candidates, chosen, strict=True)
         ]
+
+
+def save_picture(picture: Picture, folder: Path, name: str) -> str:
+    """Save an answer as a PNG file; returns the file's name, which derives from ``name`` whatever characters that holds."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60].strip(".-")
+    file = f"{plain}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}.png"
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{file}.{os.getpid()}.part"
+    picture.load().save(partial, format="PNG")
+    partial.replace(folder / file)
+    return file
 
 
 def candidate_set(task: Task, queries: Sequence[Any]) -> str:
@@ -127,7 +171,8 @@ def _leaving_out_bad_images(
 def _bad_image(episode: Episode) -> str | None:
     """Why an episode cannot be shown, or ``None``."""
     for example in (*episode.demonstrations, episode.query):
-        for picture in example.images:
+        # The answer of a demonstration is shown, too; the query's is for the metric, which needs it as well.
+        for picture in (*example.images, *([example.answer] if isinstance(example.answer, Picture) else [])):
             try:
                 picture.load()
             except BadImage as error:

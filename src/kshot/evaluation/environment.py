@@ -13,7 +13,7 @@ from typing import Any
 from kshot.episode import Example
 from kshot.evaluation.answering import Answering
 from kshot.evaluation.cells import Cell
-from kshot.models.base import Model
+from kshot.models.base import Model, PictureModel
 
 PACKAGES = (
     "kshot", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "tokenizers", "numpy", "pillow", "pycocoevalcap", "nltk",
@@ -60,7 +60,7 @@ def configuration(
     }
 
 
-def environment(model: Model) -> dict[str, Any]:
+def environment(model: Model | PictureModel) -> dict[str, Any]:
     """Versions and platform; nothing that changes from one run to the next on the same machine."""
     return {
         "python": platform.python_version(),

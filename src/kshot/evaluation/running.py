@@ -23,7 +23,8 @@ from kshot.evaluation.results import Evaluation
 from kshot.evaluation.runs import Rows, RunFolder, write_text
 from kshot.evaluation.scoring import CellScores, gaps_of, score_cell, summarise
 from kshot.evaluation.workers import Worker, wait_for
-from kshot.metrics.base import metrics, wants_raw
+from kshot.metrics.base import metrics, picture_metrics, wants_raw
+from kshot.registry import Registry
 
 STEP = 64
 """Queries answered (and noted in the journal) at a time. Fixed, so that batches are the same for any number of processes."""
@@ -120,7 +121,7 @@ class Run:
                     episodes = self.episodes(cell)
                 for step in left:
                     first, last = self.bounds[step]
-                    rows = self.form(cell).rows(episodes(self.queries[first:last]))
+                    rows = self.form(cell).rows(episodes(self.queries[first:last]), self.folder.pictures(cell.name))
                     self.folder.append(cell.name, step, rows, self.worker.rank)
                     bar.update(size[step])
                 if self.worker.leads:
@@ -171,17 +172,20 @@ class Run:
 
     def _score(self, cell: Cell, rows: Rows) -> CellScores:
         form = self.form(cell)
-        further = {name: metrics.get(name) for name in form.task.further_metrics}
+        drawn = form.task.answers == "picture"
+        registry: Registry[Any] = picture_metrics if drawn else metrics
+        further = {name: registry.get(name) for name in form.task.further_metrics}
         if form.scoring == "likelihood":  # nothing was generated that they could judge
             further = {name: metric for name, metric in further.items() if not wants_raw(metric)}
         return score_cell(
             cell,
             rows,
             self.asked(cell),
-            metrics.get(form.task.metric),
+            registry.get(form.task.metric),
             further=further,
             followed=control_registry.get(cell.kind).followed if cell.kind in control_registry else None,
             opening=form.opening,
+            pictures=self.folder.pictures(cell.name) if drawn else None,
         )
 
     def _merge(self, cell: Cell) -> bool:

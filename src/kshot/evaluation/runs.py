@@ -7,6 +7,7 @@
     choices/SHOTS_SEED.json  which demonstrations each query was given
     prompts/CELL.txt         the first prompt, as the model was given it
     predictions/CELL.jsonl   one line a query, in the task's order
+    pictures/CELL/*.png      answers that are pictures, named in these lines
     metrics.json  results.md  results.csv  categories.csv  accuracy.png
     unfinished/              journals of cells that are not finished yet
 
@@ -78,6 +79,10 @@ class RunFolder:
     def predictions(self, cell: str) -> Path:
         """The cell's prediction file."""
         return self.path / "predictions" / f"{cell}.jsonl"
+
+    def pictures(self, cell: str) -> Path:
+        """The folder of a cell's answers that are pictures."""
+        return self.path / "pictures" / cell
 
     def choices(self, shots: int, seed: int) -> Path:
         """The file of choices of demonstrations."""

@@ -7,6 +7,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kshot.episode import Example
@@ -15,9 +16,10 @@ from kshot.evaluation.cells import DEMONSTRATIONS, Cell
 from kshot.evaluation.controls import controls as control_registry
 from kshot.evaluation.gaps import RESAMPLES, Gap, Units, interval_of, to_chance, to_control, widened
 from kshot.evaluation.results import Row, SeedResult
-from kshot.metrics.base import Metric, MetricResult, wants_raw
+from kshot.metrics.base import Metric, MetricResult, PictureMetric, wants_raw
 from kshot.metrics.stats import bootstrap_interval, macro_interval
 from kshot.metrics.text import GROUP
+from kshot.picture import FilePicture
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,12 @@ def score_cell(
     cell: Cell,
     rows: Sequence[Mapping[str, Any]],
     queries: Mapping[str, Example],
-    metric: Metric,
+    metric: Metric | PictureMetric,
     *,
-    further: Mapping[str, Metric] | None = None,
+    further: Mapping[str, Metric | PictureMetric] | None = None,
     followed: Callable[[Example], tuple[str, ...] | None] | None = None,
     opening: str = "",
+    pictures: Path | None = None,
 ) -> CellScores:
     """Apply the metric to a cell's predictions.
 
@@ -61,6 +64,7 @@ def score_cell(
         further: further metrics by name.
         followed: the answers of a model that follows a control, see :class:`~kshot.evaluation.controls.Control`.
         opening: what the prompts had already said of the answer; metrics that judge the raw text see it before that.
+        pictures: the folder of the predictions, where they are names of picture files.
 
     Raises:
         DataError: every query was skipped.
@@ -71,8 +75,10 @@ def score_cell(
         reason = f"; the first reason: {skipped[0]['reason']}" if skipped else ""
         raise DataError(f"no query of {cell.name!r} could be answered ({len(skipped)} skipped{reason})")
     asked = [queries[row["id"]] for row in answered]
-    said = [row["prediction"] for row in answered]
-    raw = [f"{opening}{row['raw'].strip()}" if "raw" in row else row["prediction"] for row in answered]
+    said: Any = [row["prediction"] for row in answered]
+    if pictures is not None:
+        said = [FilePicture(pictures / name) for name in said]
+    raw: Any = [f"{opening}{row['raw'].strip()}" if "raw" in row else row["prediction"] for row in answered]
     result = metric(raw if wants_raw(metric) else said, asked)
     beside = {name: other(raw if wants_raw(other) else said, asked) for name, other in (further or {}).items()}
     details = {k: float(v) for k, v in result.details.items()}

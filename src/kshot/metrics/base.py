@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kshot.episode import Example
+from kshot.picture import Picture
 from kshot.registry import Registry
 
 
@@ -57,6 +58,13 @@ metrics: Registry[Metric] = Registry(
     ),
 )
 
+PictureMetric = Callable[[Sequence[Picture], Sequence[Example]], MetricResult]
+"""As :data:`Metric`, of answers that are pictures; they are compared in the size of the reference."""
+
+picture_metrics: Registry[PictureMetric] = Registry(
+    "picture metric", "kshot.picture_metrics", ("kshot.metrics.pictures",)
+)
+
 
 def reads_raw(metric: Metric) -> Metric:
     """Decorator of a metric that judges all that was generated, and not what the task's ``parse`` makes of it."""
@@ -64,7 +72,7 @@ def reads_raw(metric: Metric) -> Metric:
     return metric
 
 
-def wants_raw(metric: Metric) -> bool:
+def wants_raw(metric: Metric | PictureMetric) -> bool:
     """Whether a metric judges all that was generated."""
     return bool(getattr(metric, _RAW, False))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from kshot.episode import Episode
+from kshot.picture import Picture
 from kshot.prompt import Template
 
 PromptStyle = Literal["auto", "plain", "chat"]
@@ -50,4 +51,19 @@ class Model(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What identifies the model in a run folder: name, weight hash, dtype, versions; JSON-serialisable."""
+        ...
+
+
+@runtime_checkable
+class PictureModel(Protocol):
+    """Answers episodes by pictures: the demonstrations' answers are pictures, too."""
+
+    name: str
+
+    def answer_episodes(self, episodes: Sequence[Episode], **options: Any) -> list[Picture]:
+        """The picture that answers each episode (deterministic unless options ask for samples), in order."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """As in :class:`Model`."""
         ...
