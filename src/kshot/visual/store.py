@@ -7,8 +7,8 @@
     skipped.jsonl            where pictures could not be used: which, why, and the sentences that are left out for it
 
 A shard has the columns ``tokens`` (list of uint16: codes of the VQ tokenizer, nothing else), ``id``, ``type`` (of the sentence) and
-``roles`` (of its pictures, in order, separated by blanks; dictionary encoded, as is ``type``). ``datasets.Dataset.from_file`` reads it.
-Here it is mapped into memory, and a sentence's tokens are a slice of the file.
+``roles`` (of its pictures, in order, separated by blanks); the last two are dictionary encoded. ``datasets.Dataset.from_file`` reads
+it. Here it is mapped into memory, and a sentence's tokens are a slice of the file.
 
 A store without ``store.json`` is not finished, and is refused.
 """
@@ -370,7 +370,7 @@ def open_stores(stores: TokenStore | str | os.PathLike[str] | Iterable[Any]) -> 
         return (stores,)
     if isinstance(stores, (str, os.PathLike)):
         return (TokenStore(stores),)
-    return tuple(store if isinstance(store, TokenStore) else TokenStore(store) for store in stores)
+    return tuple(store if isinstance(store, TokenStore) else TokenStore(store) for store in iter(stores))
 
 
 def file_digest(path: Path) -> str:

@@ -1,8 +1,8 @@
 """Writing token stores, shard by shard, so that a run that was stopped carries on behind the last finished shard.
 
-While it is being written, a store's folder holds ``unfinished/plan.json`` (what is being written: a folder with another plan is refused)
-and for every finished shard ``unfinished/shard-00000.json``. Both go when ``store.json`` takes its place. All files are written under
-another name and renamed; the same sentences give the same bytes.
+While it is being written, a store's folder holds ``unfinished/plan.json`` (what is being written: a folder with another plan is
+refused) and for every finished shard ``unfinished/shard-00000.json``. Both go when ``store.json`` takes its place. All files are
+written under another name and renamed; the same sentences give the same bytes.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def _write_batch(path: Path, batch: pa.RecordBatch) -> None:
 
 def versions() -> dict[str, str]:
     """The versions that tokens may depend on."""
-    return {"kshot": __version__, **{name: found for name, found in _versions()}}
+    return {"kshot": __version__, **dict(_versions())}
 
 
 def _versions() -> Iterator[tuple[str, str]]:
