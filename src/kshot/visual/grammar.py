@@ -138,7 +138,7 @@ class SentenceType(ABC):
         return 1
 
     @abstractmethod
-    def layout(self, variant: int = 0) -> tuple[str, ...]:
+    def places(self, variant: int = 0) -> tuple[str, ...]:
         """The places of a sentence in words, e.g. ``("x1", "y1", "x2", "y2")``."""
 
     @abstractmethod
@@ -149,6 +149,14 @@ class SentenceType(ABC):
             DataError: a folder is missing or empty, or nothing in it fits.
         """
 
+    def usable(self, found: Found) -> Found:
+        """The records that can be used at all; the others are listed.
+
+        Raises:
+            DataError: none can.
+        """
+        return found
+
     @abstractmethod
     def group(self, records: Sequence[Record], epoch: int) -> np.ndarray:
         """Which records make the sentences of an epoch: numbers of records, one row a sentence. As many rows in every epoch."""
@@ -158,7 +166,7 @@ class SentenceType(ABC):
         """The pictures of a sentence, :attr:`images` of them."""
 
     @abstractmethod
-    def within(self, most: int) -> dict[str, int] | None:
+    def within(self, most: int) -> dict[str, Any] | None:
         """Options that would make a sentence of at most ``most`` pictures; ``None`` where there are none."""
 
     def plan(self, records: Sequence[Record] | None = None) -> SentencePlan:
@@ -167,7 +175,7 @@ class SentenceType(ABC):
         Raises:
             DataError: see :meth:`find`; also if there are fewer records than a sentence needs.
         """
-        return SentencePlan(self, self.find() if records is None else Found(tuple(records), []))
+        return SentencePlan(self, self.usable(self.find() if records is None else Found(tuple(records))))
 
     def fits(self, context: int, tokens_per_image: int, *, bos: bool = False, eos: bool = False) -> int:
         """The tokens of a sentence, which must fit the context whole: a sentence is never cut.
@@ -184,13 +192,13 @@ class SentenceType(ABC):
         smaller = self.within(most) if most else None
         advice = ", ".join(f"{name}={value}" for name, value in (smaller or {}).items())
         raise ContextTooLong(
-            f"sentences of type {self.name!r} do not fit: {self.images} pictures x {tokens_per_image} tokens{special} = {tokens} tokens, "
-            f"the context holds {context}, that is {most} whole pictures "
+            f"sentences of type {self.name!r} do not fit: {self.images} pictures x {tokens_per_image} tokens{special} = "
+            f"{tokens} tokens, the context holds {context}, that is {most} whole pictures "
             + (f"({advice} fits)" if advice else "(a longer context or a tokenizer with fewer tokens is needed)")
         )
 
     def fitted(self: G, context: int, tokens_per_image: int, *, bos: bool = False, eos: bool = False) -> G:
-        """The same with as few shots or frames less as the context asks for.
+        """The same with fewer shots or frames, where the context does not hold all of them.
 
         Raises:
             ContextTooLong: nothing fits.
@@ -201,6 +209,10 @@ class SentenceType(ABC):
         chosen.fits(context, tokens_per_image, bos=bos, eos=eos)
         return chosen
 
+    def details(self, records: Sequence[Record]) -> Mapping[str, Any]:
+        """What a description tells beside the options, as JSON can hold it."""
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         """The description: the type and all options, as JSON can hold them; :func:`sentence_type` makes the object of it again."""
         return {"type": self.name} | {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
@@ -209,7 +221,12 @@ class SentenceType(ABC):
 sentences: Registry[type[SentenceType]] = Registry(
     "sentence type",
     "kshot.sentences",
-    ("kshot.visual.grammar_stills", "kshot.visual.grammar_classes", "kshot.visual.grammar_frames"),
+    (
+        "kshot.visual.grammar_stills",
+        "kshot.visual.grammar_classes",
+        "kshot.visual.grammar_frames",
+        "kshot.visual.grammar_tracks",
+    ),
 )
 """The kinds of sentences, by name."""
 
@@ -244,7 +261,7 @@ class SentencePlan(Sequence[Sentence]):
             skipped = f", {len(self.skipped)} sources were left out: {_first(self.skipped)}" if self.skipped else ""
             raise DataError(
                 f"{len(self.records)} {grammar.record} make no whole sentence of type {grammar.name!r} "
-                f"({' '.join(grammar.layout())}){skipped}",
+                f"({' '.join(grammar.places())}){skipped}",
                 remedy="give more sources, or ask for fewer shots or pictures a sentence",
             )
 
@@ -271,14 +288,14 @@ class SentencePlan(Sequence[Sentence]):
         return {
             "type": self.type,
             "options": {name: value for name, value in self.grammar.to_dict().items() if name != "type"},
-            "layouts": [" ".join(self.grammar.layout(variant)) for variant in range(self.grammar.variants)],
+            "layouts": [" ".join(self.grammar.places(variant)) for variant in range(self.grammar.variants)],
             "images": self.images,
             "records": len(self.records),
             "sentences": len(self),
             "left_over_an_epoch": self.left_over,
             "skipped": len(self.skipped),
             "skipped_why": reasons,
-        }
+        } | dict(self.grammar.details(self.records))
 
     def __len__(self) -> int:
         return self.grammar.epochs * self.per_epoch

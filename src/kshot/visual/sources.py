@@ -105,6 +105,11 @@ class Found:
     skipped: list[Skipped] = field(default_factory=list)
 
 
+def record_of(id: str, *pictures: Picture, group: str = "") -> Record:
+    """A record of pictures in memory, or generated ones."""
+    return Record(id, tuple(Source(id, picture) for picture in pictures), group=group)
+
+
 class Tree:
     """All files of one or several folders (or zip archives), searched recursively, links followed.
 
@@ -164,7 +169,11 @@ class Tree:
 
     def skipped(self) -> list[Skipped]:
         """The files of other kinds."""
-        return [(name, "no picture by its extension") for name in self.others]
+        return [(self.place(name), "no picture by its extension") for name in self.others]
+
+    def place(self, name: str) -> str:
+        """Where a file is, for messages."""
+        return self.picture(name).name
 
     @cached_property
     def _images(self) -> dict[str, ImageRoot]:
@@ -181,7 +190,7 @@ class Modality:
             star stands for is what partners have in common.
     """
 
-    folder: PathLike | tuple[PathLike, ...]
+    folder: PathLike | Sequence[PathLike]
     files: str = "*"
 
     def __post_init__(self) -> None:
@@ -203,8 +212,8 @@ def joined(modalities: Mapping[str, Modality], by: str = "path") -> Found:
 
     Args:
         modalities: the kinds of pictures.
-        by: ``path``: partners lie in the same sub-folder and have the same name, but for extension and pattern; ``stem``: they have the
-            same name, wherever they lie.
+        by: ``path``: partners lie in the same sub-folder and have the same name, but for extension and pattern; ``stem``: they have
+            the same name, wherever they lie.
 
     Returns:
         The records whose modalities are all there; the others, files that are no pictures, and names that two files of a modality bear
@@ -215,6 +224,11 @@ def joined(modalities: Mapping[str, Modality], by: str = "path") -> Found:
     """
     trees: dict[str, Tree] = {}
     place: dict[str, str] = {}
+    same = len(modalities) - len({(str(modality.folder), modality.files) for modality in modalities.values()})
+    if same:
+        raise OptionError(
+            f"of {', '.join(map(repr, modalities))}, {same + 1} are the same files: give each a folder or a pattern of its own"
+        )
     for name, modality in modalities.items():
         place[name] = str(modality.folder)
         trees.setdefault(place[name], Tree(modality.folder))
@@ -235,17 +249,18 @@ def joined(modalities: Mapping[str, Modality], by: str = "path") -> Found:
                     break
             else:
                 patterns = " or ".join(repr(modalities[name].files) for name in here)
-                skipped.append((file, f"its name does not fit: {patterns} expected"))
+                skipped.append((tree.place(file), f"its name does not fit: {patterns} expected"))
     for name, doubled in twice.items():
         for key, files in doubled.items():
-            skipped += [(file, f"name used twice: {' and '.join(files)} of {name!r}") for file in files]
+            reason = f"name used twice: {' and '.join(files)} of {name!r}"
+            skipped += [(trees[place[name]].place(file), reason) for file in files]
             del keyed[name][key]
     common = set.intersection(*(set(keys) for keys in keyed.values()))
     for name, keys in keyed.items():
         for key, file in keys.items():
             if key not in common:
                 lacking = ", ".join(repr(other) for other in modalities if key not in keyed[other])
-                skipped.append((file, f"no partner: {name!r} has it, {lacking} not"))
+                skipped.append((trees[place[name]].place(file), f"no partner: {name!r} has it, {lacking} not"))
     if not common:
         raise DataError(
             f"nothing matches by name: {_examples(modalities, keyed)}",
