@@ -29,7 +29,8 @@ def load_any(model: str | Model | None, options: Mapping[str, Any] | None = None
 
         if not sys.stderr.isatty():
             logging.disable_progress_bar()  # "Loading weights" would fill log files
-        return load_model(model, **(options or {}))
+        loaded: Any = load_model(model, **(options or {}))  # text or pictures: what is asked of it says which it must be
+        return loaded
     if options:
         raise OptionError("model_options apply only to a model that is given by name")
     return model

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,9 @@ from kshot.errors import MissingExtra, ModelError, OptionError
 from kshot.models.adapters import adapted
 from kshot.models.processors import load_processor
 from kshot.models.reuse import Switch
+from kshot.models.rope_table import RopeTable
+from kshot.models.visual_loading import load_visual, visual_folder
+from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.models.vlm import VLM
 
 Quantization = Literal["8bit", "4bit"]
@@ -50,11 +54,14 @@ def load_model(
     feature_folder: str | None = None,
     image_mode: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
-) -> VLM:
-    """Load a vision-language model and its processor.
+    rope_table_dtype: RopeTable | None = None,
+    context_pictures: int | None = None,
+) -> VLM | VisualSentenceModel:
+    """Load a vision-language model and its processor, or a model of visual sentences.
 
-    Any architecture of transformers' ``AutoModelForImageTextToText`` whose processor works without torchvision. Code from a
-    repository is never run, and only safetensors weights are read.
+    Any architecture of transformers' ``AutoModelForImageTextToText`` whose processor works without torchvision; or any language
+    model whose words are codes of pictures, with ``visual_processor.json`` in its folder. Code from a repository is never run, and
+    only safetensors weights are read.
 
     Args:
         id_or_path: ``"tiny"`` for the model that comes with the package, a folder written by ``save_pretrained``, or a Hub id.
@@ -70,6 +77,12 @@ def load_model(
         image_mode: "all" inserts every image of a prompt, "last_only" only the last, as upstream's Link-Context Learning does;
             default: what the model's config.json says (kshot convert lcl --image-mode).
         adapter: a folder (or Hub id) with an adapter of PEFT, such as ``kshot train --method lora`` writes, trained on this model.
+        rope_table_dtype: "float32" or "bfloat16", for models of visual sentences; see :mod:`kshot.models.rope_table`. Default: what
+            config.json says.
+        context_pictures: pictures that a model of visual sentences is shown at most, new ones included; default: as many as fit.
+
+    Returns:
+        :class:`~kshot.models.vlm.VLM`, or :class:`~kshot.models.visual_sentence.VisualSentenceModel`.
 
     Raises:
         ModelError: no such model, files missing or damaged, not a model of images and text, or a processor that cannot be used; an
@@ -82,14 +95,16 @@ def load_model(
     folder = EMBEDDED / source if embedded else Path(source).expanduser()
     place = str(folder) if folder.is_dir() else source
     config_dict = _read_config(source, folder, revision)
-    _check_architecture(source, config_dict)
+    visual = visual_folder(source, folder, config_dict, revision)
+    if visual is None:
+        _check_architecture(source, config_dict)
     if folder.is_dir():
-        _check_files(folder)
+        _check_files(folder, visual is not None)
     config = _config(place, revision)
-    processor = load_processor(place, config, revision=revision)
     if dtype == "auto" and embedded:
         dtype = "float32"
-    model = _load_weights(
+    weights = partial(
+        _load_weights,
         place,
         config,
         dtype=_dtype(dtype),
@@ -98,6 +113,24 @@ def load_model(
         revision=revision,
         attn_implementation=attn_implementation,
     )
+    if visual is not None:
+        return load_visual(
+            place,
+            visual,
+            config,
+            weights=weights,
+            rope_table_dtype=rope_table_dtype,
+            name=name or Path(source.rstrip("/")).name,
+            source=source,
+            adapter=str(adapter) if adapter is not None else None,
+            context_pictures=context_pictures,
+        )
+    if rope_table_dtype is not None or context_pictures is not None:
+        raise OptionError(
+            f"rope_table_dtype and context_pictures are for models of visual sentences, which {source} is not"
+        )
+    processor = load_processor(place, config, revision=revision)
+    model = weights(AutoModelForImageTextToText)
     if adapter is not None:
         model = adapted(model, adapter)
     return VLM(
@@ -218,7 +251,7 @@ def _check_architecture(source: str, config: dict[str, Any]) -> None:
         raise ModelError(f"{source} is {what} ({names}); few-shot evaluation needs a vision-language model")
 
 
-def _check_files(folder: Path) -> None:
+def _check_files(folder: Path, visual: bool = False) -> None:
     """Weights and tokenizer must be there, all shards of the index included."""
     problems = []
     if not any((folder / name).is_file() for name in WEIGHTS):
@@ -232,6 +265,10 @@ def _check_files(folder: Path) -> None:
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError):
             raise ModelError(f"{folder / WEIGHTS[1]} is damaged") from None
         problems += sorted(name for name in shards if not (folder / name).is_file())
+    if visual:
+        if problems:
+            raise ModelError(f"{folder} is not complete; missing: {', '.join(problems)}")
+        return
     tokenizers = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
     if not any((folder / name).is_file() for name in tokenizers):
         problems.append("tokenizer.json")
@@ -248,11 +285,11 @@ def _config(place: str, revision: str | None) -> PretrainedConfig:
         raise ModelError(f"config.json of {place} is not valid: {_sentence(error)}") from error
 
 
-def _load_weights(place: str, config: PretrainedConfig, **options: Any) -> Any:
+def _load_weights(place: str, config: PretrainedConfig, maker: Any, **options: Any) -> Any:
     options = {key: value for key, value in options.items() if value is not None}
     try:
         with quiet_unless_watched():
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = maker.from_pretrained(
                 place, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
             )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:

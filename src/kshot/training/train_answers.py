@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kshot.errors import OptionError
+from kshot.errors import ModelError, OptionError
 from kshot.models.features import vision_modules
 from kshot.models.image_mode import IMAGE_MODE
 from kshot.models.loading import Quantization, load_model
@@ -94,6 +94,10 @@ def train_answers(
     device = {"": int(os.environ.get("LOCAL_RANK", 0))} if quantization and torch.accelerator.is_available() else "cpu"
     # Whatever a converted checkpoint was shown before: what is trained here is trained on all images of its prompts.
     vlm = load_model(model, dtype=dtype, quantization=quantization, device_map=device, image_mode="all")
+    if not isinstance(vlm, VLM):
+        raise ModelError(
+            f"{model} is a model of visual sentences, which gives no text: kshot pretrain trains such models further"
+        )
     if hasattr(vlm.model.config, IMAGE_MODE):
         setattr(vlm.model.config, IMAGE_MODE, "all")
     identity = vlm.describe()

@@ -1,0 +1,117 @@
+"""How likely a model of visual sentences finds given pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from kshot.errors import ContextTooLong, DataError, OptionError
+from kshot.models.batching import BatchRunner
+from kshot.models.visual_prompts import as_prompt
+from kshot.picture import Picture, PictureLike
+
+BATCH_SIZE = 8
+"""Sentences that are read together."""
+
+
+class Likelihood:
+    """The part of :class:`~kshot.models.visual_sentence.VisualSentenceModel` that measures pictures instead of making them."""
+
+    name: str
+    model: Any
+    processor: Any
+    tokens: int
+    max_context: int
+
+    @torch.inference_mode()
+    def nll_ids(
+        self,
+        contexts: Sequence[torch.Tensor],
+        targets: Sequence[torch.Tensor],
+        *,
+        bos: bool = False,
+        batch_size: int | None = None,
+    ) -> list[torch.Tensor]:
+        """Negative log-likelihood of each target token, in nats, computed in float32 over the whole vocabulary.
+
+        Args:
+            contexts: ids before each target; may be empty with ``bos``.
+            targets: ids whose likelihood is asked for.
+            bos: begin with the token for the beginning of a sentence.
+            batch_size: sentences that are read together; halved if memory runs out.
+
+        Returns:
+            For each target a float32 tensor as long as it is, on the CPU.
+
+        Raises:
+            ContextTooLong: context and target do not fit together.
+        """
+        if len(contexts) != len(targets):
+            raise OptionError(f"{len(contexts)} contexts for {len(targets)} targets")
+        start = torch.tensor([self.processor.bos_token_id] if bos else [], dtype=torch.long)
+        pairs = []
+        for number, (context, target) in enumerate(zip(contexts, targets, strict=True), 1):
+            context, target = (
+                self.checked(context, f"context {number}"),
+                self.checked(target, f"target {number}"),
+            )
+            if (not len(context) and not bos) or not len(target):
+                raise DataError(f"example {number} has no {'target' if len(context) else 'context'}")
+            self._check_fit(len(context) // self.tokens, len(target) // self.tokens, bos, number)
+            pairs.append((torch.cat([start, context, target]), len(target)))
+        runner = BatchRunner(batch_size or BATCH_SIZE)
+        kinds = {found: kind for kind, found in enumerate(dict.fromkeys((len(ids), n) for ids, n in pairs))}
+
+        def work(batch: list[int]) -> list[torch.Tensor]:
+            ids = torch.stack([pairs[number][0] for number in batch]).to(self.model.device)
+            count = pairs[batch[0]][1]
+            logits = self.model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=count).logits
+            # Sentence by sentence: the float32 copy of all logits would be the largest tensor of all.
+            return [
+                torch.nn.functional.cross_entropy(row.float(), wanted, reduction="none").cpu()
+                for row, wanted in zip(logits, ids[:, -count:], strict=True)
+            ]
+
+        return runner.run([len(ids) for ids, _ in pairs], work, [kinds[len(ids), n] for ids, n in pairs])
+
+    def perplexity(
+        self,
+        contexts: Sequence[Sequence[PictureLike]],
+        targets: Sequence[Sequence[PictureLike]],
+        *,
+        bos: bool = False,
+        batch_size: int | None = None,
+    ) -> list[float]:
+        """Perplexity of each target behind its context: exp of the mean negative log-likelihood over the target's tokens.
+
+        Raises:
+            ContextTooLong: context and target do not fit together.
+            BadImage: a picture cannot be decoded.
+        """
+        shown = [as_prompt(pictures, f"context {n}").pictures for n, pictures in enumerate(contexts, 1)]
+        wanted = [as_prompt(pictures, f"target {n}").pictures for n, pictures in enumerate(targets, 1)]
+        ids = self.encode([*shown, *wanted])
+        found = self.nll_ids(ids[: len(shown)], ids[len(shown) :], bos=bos, batch_size=batch_size)
+        return [float(nll.double().mean().exp()) for nll in found]
+
+    def capacity(self, *, bos: bool = False) -> int:
+        """Pictures that fit into the context."""
+        raise NotImplementedError
+
+    def encode(self, sentences: Sequence[Sequence[Picture]]) -> list[torch.Tensor]:
+        """The ids of sentences of pictures."""
+        raise NotImplementedError
+
+    def checked(self, ids: torch.Tensor | Iterable[int], name: str) -> torch.Tensor:
+        """Ids as a one-dimensional int64 tensor on the CPU; they must be whole pictures."""
+        raise NotImplementedError
+
+    def _check_fit(self, context: int, target: int, bos: bool, number: int) -> None:
+        most = self.capacity(bos=bos)
+        if context + target > most:
+            raise ContextTooLong(
+                f"example {number} has {context} + {target} pictures, but {self.name} reads {self.max_context:,} tokens: "
+                f"{most} pictures of {self.tokens} tokens, the last included"
+            )
