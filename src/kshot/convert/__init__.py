@@ -50,6 +50,11 @@ CONVERSIONS = {
         "shifts learnt by MimIC (epoch folders), as an adapter",
         report="kshot.convert.adapters:describe",
     ),
+    "lvm-tokenizer": Conversion(
+        "kshot.convert.lvm_tokenizer:convert_lvm_tokenizer",
+        "the visual tokenizer of the LVM (VQGANModel), as a VQModel of diffusers",
+        report="kshot.convert.lvm_tokenizer:describe",
+    ),
 }
 
 
