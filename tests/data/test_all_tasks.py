@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from kshot.chat import render_chat
 from kshot.data.task import Task, load_task, tasks
 from kshot.episode import Episode, Example
 from kshot.errors import OptionError
-from kshot.metrics.base import metrics
+from kshot.metrics.base import metrics, picture_metrics
+from kshot.picture import Picture, as_picture
 from kshot.prompt import render_plain
 from tests.data.formats import all_fixtures
 
@@ -30,6 +32,24 @@ def loaded(request, tmp_path_factory) -> tuple[Task, dict, Path]:
     folder = tmp_path_factory.mktemp(name)
     options = FIXTURES[name](folder)
     return load_task(name, **options), options, folder
+
+
+@pytest.fixture
+def written(loaded) -> Task:
+    """A task whose answers are text."""
+    task, _, _ = loaded
+    if task.answers == "picture":
+        pytest.skip("answered by pictures: nothing is written")
+    return task
+
+
+@pytest.fixture
+def painted(loaded) -> Task:
+    """A task whose answers are pictures."""
+    task, _, _ = loaded
+    if task.answers == "text":
+        pytest.skip("answered by text")
+    return task
 
 
 def some(examples) -> list[Example]:
@@ -85,8 +105,8 @@ def test_images_decode_to_rgb(loaded):
         assert all(p.load().mode == "RGB" for p in example.images)
 
 
-def test_plain_prompts_hold_every_image_and_end_where_the_answer_begins(loaded):
-    task, _, _ = loaded
+def test_plain_prompts_hold_every_image_and_end_where_the_answer_begins(written):
+    task = written
     episode = with_demonstrations(task)
     prompt = render_plain(episode, task.template)
     assert len(prompt.pictures) == len(episode.pictures)
@@ -98,8 +118,8 @@ def test_plain_prompts_hold_every_image_and_end_where_the_answer_begins(loaded):
     assert "{" not in text  # no field of the template is left unfilled
 
 
-def test_chat_prompts_have_one_turn_each(loaded):
-    task, _, _ = loaded
+def test_chat_prompts_have_one_turn_each(written):
+    task = written
     episode = with_demonstrations(task)
 
     def apply(messages, tokenize=False, add_generation_prompt=False):
@@ -118,8 +138,21 @@ def test_chat_prompts_have_one_turn_each(loaded):
         assert turn.split("[assistant]")[0].replace("<image>", "").strip()
 
 
-def test_the_metric_is_registered_and_gives_its_maximum_for_the_references(loaded):
-    task, _, _ = loaded
+def test_answers_are_pictures_throughout_and_the_metric_knows_the_true_ones(painted):
+    queries = some(painted.queries)
+    for example in (*queries, *some(painted.pool(queries[0]))):
+        assert isinstance(example.answer, Picture)
+        assert example.answer.load().mode == "RGB"
+    metric = picture_metrics.get(painted.metric)
+    perfect = metric([query.answer for query in queries], queries)
+    wrong = metric([as_picture(Image.new("RGB", (8, 8), (90, 200, 30)))] * len(queries), queries)
+    best = 1.0 if wrong.value < perfect.value else 0.0  # a share, or an error
+    assert perfect.value == pytest.approx(best, abs=0.01)
+    assert abs(wrong.value - best) > 0.1
+
+
+def test_the_metric_is_registered_and_gives_its_maximum_for_the_references(written):
+    task = written
     metric = metrics.get(task.metric)
     queries = some(task.queries)
     assert not all(query.answer is None for query in queries)
@@ -142,8 +175,8 @@ def test_candidates_hold_the_answer(loaded):
         assert len(set(candidates)) == len(candidates)
 
 
-def test_parse_keeps_what_stands_before_the_stop_string(loaded):
-    task, _, _ = loaded
+def test_parse_keeps_what_stands_before_the_stop_string(written):
+    task = written
     for query in some(task.queries)[:5]:
         said = task.parse(f" {query.text_answer}{task.stop[0]} and more")
         assert said.rstrip(".") == query.text_answer.strip().rstrip(".")
@@ -194,7 +227,10 @@ def digest(task: Task) -> str:
     """A hash of the first queries, of the first pool, and of their images."""
     hasher = hashlib.sha256()
     for example in (*some(task.queries), *some(task.pool(task.queries[0]))):
-        parts = (example.id, example.question, example.answer, example.references, example.choices)
+        said = [
+            answer.digest if isinstance(answer, Picture) else answer for answer in (example.answer, *example.references)
+        ]
+        parts = (example.id, example.question, said, example.choices)
         hasher.update(repr((parts, dict(example.metadata), [p.digest for p in example.images])).encode())
     return hasher.hexdigest()
 

@@ -108,6 +108,11 @@ tasks: Registry[Callable[..., Task]] = Registry(
         "kshot.data.point_qa",
         "kshot.data.visual7w",
         "kshot.data.entities",
+        "kshot.visual.tasks.pairs",
+        "kshot.visual.tasks.pascal",
+        "kshot.visual.tasks.colorization",
+        "kshot.visual.tasks.depth",
+        "kshot.visual.tasks.keypoints",
     ),
 )
 

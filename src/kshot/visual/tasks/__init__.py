@@ -1,0 +1,1 @@
+"""Tasks that are answered by pictures, from files in their published layouts."""
