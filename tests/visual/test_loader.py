@@ -108,7 +108,7 @@ def test_packed_rows_waste_little(tmp_path):
     rng = np.random.default_rng(0)
     store = make_store(tmp_path / "s", rng.integers(1, 17, 400).tolist(), shard=100)
     rows = TokenRows(store, length=16 * SIZE)
-    assert rows.padding < 0.02
+    assert rows.padding < 0.05  # one sentence a row would waste 0.47
 
 
 @pytest.mark.parametrize("packing", ["isolated", "stream"])

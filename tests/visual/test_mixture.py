@@ -71,7 +71,7 @@ def test_orders_differ_between_epochs_and_seeds_and_are_the_same_each_time():
 
 
 def test_an_order_is_the_same_on_every_machine():
-    assert shuffled(8, 0, "epoch", 0).tolist() == [1, 3, 5, 2, 7, 0, 6, 4]
+    assert shuffled(8, 0, "epoch", 0).tolist() == [5, 7, 6, 1, 4, 0, 3, 2]
 
 
 def test_permutations_are_uniform():

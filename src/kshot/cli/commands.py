@@ -63,8 +63,21 @@ COMMANDS = {
         "kshot.training.distill:distill",
         "put demonstrations into an adapter of a few kilobytes: LIVE, MimIC and rivals",
     ),
+    "tokenize": Command("kshot.visual.tokenize:tokenize", "folders of pictures as visual sentences, in a token store"),
+    "tokens": Command(
+        "kshot.visual.store_report:describe_store", "what a token store holds; --verify checks it", "store"
+    ),
     "compare-methods": Command(
         "kshot.comparison:compare_methods", "methods side by side on one task: what each gains and what it costs"
+    ),
+    "imagine": Command(
+        "kshot.evaluation.imagine:imagine", "what a model of visual sentences makes of prompts of pictures"
+    ),
+    "perplexity": Command(
+        "kshot.evaluation.perplexity:perplexity", "how well a model of visual sentences foresees given pictures"
+    ),
+    "calibrate": Command(
+        "kshot.evaluation.calibrate:calibrate", "whether a model of visual sentences wants BOS, and which rotary angles"
     ),
     "convert": Command(
         "kshot.convert:conversion",

@@ -21,7 +21,7 @@ DEFAULTS = {"objective": "answers"}
 SHORT = {"control": "controls", "baseline": "baselines"}
 """Options that may be written in the singular."""
 
-GROUPS = ("task", "model", "retriever", "objective", "method")
+GROUPS = ("task", "model", "retriever", "objective", "method", "sentences")
 """Parts with options of their own, which go to the parameters ``task_options`` ...: ``--task.root``, or ``--root`` for short."""
 
 Tree = dict[str, Any]
@@ -58,6 +58,10 @@ def _registry(part: str) -> Registry[Any]:
         from kshot.data.task import tasks
 
         return tasks
+    if part == "sentences":
+        from kshot.visual.grammar import sentences
+
+        return sentences
     from kshot.data.retrieval import retrievers
 
     return retrievers

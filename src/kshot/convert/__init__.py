@@ -55,6 +55,16 @@ CONVERSIONS = {
         "the visual tokenizer of the LVM (VQGANModel), as a VQModel of diffusers",
         report="kshot.convert.lvm_tokenizer:describe",
     ),
+    "token-lines": Conversion(
+        "kshot.visual.upstream_lines:import_lines",
+        "JSON lines of base64 tokens, as the LVM's programs write them, as a token store",
+        report="kshot.visual.store_report:describe_folder",
+    ),
+    "token-store": Conversion(
+        "kshot.visual.upstream_lines:export_lines",
+        "a token store, as JSON lines for the LVM's programs",
+        report="kshot.visual.store_report:describe_file",
+    ),
 }
 
 

@@ -162,7 +162,7 @@ class StoreWriter:
                 "sentences": sum(shard["sentences"] for shard in listed),
                 "tokens": sum(shard["tokens"] for shard in listed),
                 "types": dict(sorted(types.items())),
-                "skipped_pictures": len(skipped),
+                "skipped": len(skipped),
                 **told,
                 "shards": listed,
                 "versions": versions(),
