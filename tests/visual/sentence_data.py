@@ -6,32 +6,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.visual.pictures import numbered, write
 
+BITS, STRIPE = 6, 16
 
-def make_video(
-    path: Path, frames: int, *, codec: str = "libx264", size: tuple[int, int] = (64, 48), **options: str
-) -> Path:
-    """A video whose frame i has the grey level :func:`level` of i."""
+
+def make_video(path: Path, frames: int, *, codec: str = "libx264", **options: str) -> Path:
+    """A video whose frames show their numbers, see :func:`number_of`."""
     av = pytest.importorskip("av")
     path.parent.mkdir(parents=True, exist_ok=True)
     container_options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=container_options) as container:
         stream = container.add_stream(codec, rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = STRIPE * BITS, 32, "yuv420p"
         for number in range(frames):
-            image = Image.new("RGB", size, (level(number),) * 3)
-            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+            bits = np.array([number >> bit & 1 for bit in range(BITS)], np.uint8) * 190 + 30
+            pixels = np.broadcast_to(np.repeat(bits, STRIPE)[None, :, None], (32, STRIPE * BITS, 3))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
 
-def level(frame: int) -> int:
-    """The grey level of a frame: neighbours are far apart, and no two of the first 50 are equal."""
-    return 5 + frame * 23 % 50 * 5
+def number_of(image: Image.Image) -> int:
+    """The number that a frame shows: a stripe a bit, light or dark, which no codec confuses."""
+    row = np.asarray(image.convert("L"))[16, STRIPE // 2 :: STRIPE]
+    return sum(int(value > 125) << bit for bit, value in enumerate(row))
 
 
 def _stills(root: Path) -> dict[str, Any]:

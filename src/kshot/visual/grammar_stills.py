@@ -194,6 +194,8 @@ class Joined(ShotSentences):
         super().__post_init__()
         one_of("join", self.join, ("path", "stem"))
         object.__setattr__(self, "labels", checked_labels(self.labels, self.modality_names))
+        if self.labels:
+            _ = self.colours  # a palette that cannot be read is an error now, not at the first picture
 
     @property
     @abstractmethod

@@ -46,6 +46,8 @@ class TrackSentences(ShotSentences):
         if self.max_stride is not None:
             whole("max_stride", self.max_stride, 1)
         object.__setattr__(self, "labels", checked_labels(self.labels, self.modality_names))
+        if self.labels:
+            _ = self.colours  # a palette that cannot be read is an error now, not at the first picture
         super().__post_init__()
 
     @property

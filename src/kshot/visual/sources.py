@@ -289,9 +289,10 @@ def frame_folders(tree: Tree) -> dict[str, tuple[Source, ...]]:
     }
 
 
-def natural(name: str) -> tuple[tuple[int, int | str], ...]:
-    """A key that sorts names with their numbers in numerical order."""
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part)
+def natural(name: str) -> tuple[tuple[tuple[int, int | str], ...], str]:
+    """A key that sorts names with their numbers in numerical order; names that differ in leading zeros only come as they are spelt."""
+    parts = tuple((0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part)
+    return parts, name
 
 
 def _files(root: Path) -> Iterator[str]:

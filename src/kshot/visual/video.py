@@ -202,7 +202,7 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
     try:
         with av.open(path) as container:
             if not container.streams.video:
-                raise BadImage("the file has sound only, no pictures", file=path)
+                raise BadImage("no pictures in it: sound only, or cut off", file=path)
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             yield container, stream
