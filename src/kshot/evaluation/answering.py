@@ -41,13 +41,8 @@ class Answering:
 
     def __post_init__(self) -> None:
         """Raises OptionError: the model cannot answer the task."""
-        pictures = self.task.answers == "picture"
-        if not isinstance(self.model, PictureModel if pictures else Model):
-            raise OptionError(
-                f"task {self.task.name!r} is answered by {self.task.answers}s, which {self.model.name!r} does not make: use "
-                + ("a model of visual sentences" if pictures else "a vision-language model")
-            )
-        if pictures and self.scoring == "likelihood":
+        check_answers(self.model, self.task)
+        if self.task.answers == "picture" and self.scoring == "likelihood":
             raise OptionError(f"task {self.task.name!r} is answered by pictures: there are no candidates to score")
 
     def rows(self, episodes: Sequence[Episode], folder: Path) -> Rows:
@@ -126,6 +121,20 @@ class Answering:
             {"prediction": offered[best], "raw": offered[best]}
             for offered, best in zip(candidates, chosen, strict=True)
         ]
+
+
+def check_answers(model: Model | PictureModel, task: Task) -> None:
+    """Refuse a model that answers in text where pictures are wanted, or the other way round.
+
+    Raises:
+        OptionError: it does.
+    """
+    pictures = task.answers == "picture"
+    if not isinstance(model, PictureModel if pictures else Model):
+        raise OptionError(
+            f"task {task.name!r} is answered by {task.answers}s, which {model.name!r} does not make: use "
+            + ("a model of visual sentences" if pictures else "a vision-language model")
+        )
 
 
 def save_picture(picture: Picture, folder: Path, name: str) -> str:

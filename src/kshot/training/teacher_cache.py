@@ -26,6 +26,7 @@ from torch import Tensor
 
 from kshot.episode import Episode
 from kshot.errors import CannotWrite, ModelError
+from kshot.picture import Picture
 from kshot.prompt import Template
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,8 @@ def prompt_digest(episode: Episode, template: Template, style: str) -> str:
     for part in (repr(template), style, repr(episode.instruction)):
         hasher.update(part.encode() + b"\0")
     for example in (*episode.demonstrations, episode.query):
-        written = (example.question, example.answer, example.choices, [picture.digest for picture in example.images])
+        answer = example.answer.digest if isinstance(example.answer, Picture) else example.answer
+        written = (example.question, answer, example.choices, [picture.digest for picture in example.images])
         hasher.update(repr(written).encode() + b"\0")
     return hasher.hexdigest()
 

@@ -1,0 +1,131 @@
+"""Episodes of pictures in the terms in which prompts of text are trained on: token ids and what each of them is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kshot.episode import Episode
+from kshot.errors import ContextTooLong, DataError
+from kshot.models.encoding import EncodedPrompt
+from kshot.models.memory import BudgetedCache
+from kshot.models.visual_prompts import prompt_of
+from kshot.picture import Picture
+from kshot.prompt import Role, Span, TokenizedPrompt
+
+PICTURES_KEPT = 65_536
+"""Pictures whose codes are kept: they are drawn again in each epoch, and encoding is most of the work with a small model."""
+
+
+@dataclass(frozen=True)
+class PictureDialect:
+    """What prompts of pictures ask of a batch: nothing."""
+
+    equal_counts: bool = False
+
+
+class VisualEncoder:
+    """Encodes episodes whose answers are pictures.
+
+    Args:
+        model: a causal language model.
+        tokens: tokens of a picture.
+        encode: gives the codes of pictures, one row each.
+        fingerprint: what the codes depend on.
+        pad_id: what fills up shorter rows; no code.
+        max_context: most tokens that the model reads.
+        name: of the model, for messages.
+    """
+
+    dialect = PictureDialect()
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        tokens: int,
+        encode: Callable[[Sequence[Picture]], torch.Tensor],
+        fingerprint: str,
+        pad_id: int,
+        max_context: int,
+        name: str,
+    ):
+        self.accepted = frozenset(inspect.signature(model.forward).parameters)
+        self.tokens, self.fingerprint, self.pad_id, self.max_context = tokens, fingerprint, pad_id, max_context
+        self._encode, self._name = encode, name
+        self._codes: BudgetedCache[tuple[int, ...]] = BudgetedCache(PICTURES_KEPT)
+
+    def answered(self, episode: Episode) -> EncodedPrompt:
+        """An episode ``x1 y1 ... xq yq``: ids, and which of them are the query and its answer.
+
+        Raises:
+            DataError: an answer is no picture.
+            ContextTooLong: it does not fit into the model's context.
+        """
+        prompt, answer = prompt_of(episode), episode.query.answer
+        if not isinstance(answer, Picture):
+            raise DataError(f"query {episode.query.id!r} has no picture as its answer")
+        pictures = (*prompt.pictures, answer)
+        length = len(pictures) * self.tokens
+        if length - 1 > self.max_context:  # the last token is never read
+            raise ContextTooLong(
+                f"episode {episode.id!r} with {episode.shots} demonstrations has {len(pictures)} pictures, {length:,} tokens, but "
+                f"{self._name} takes {self.max_context:,}: use fewer shots"
+            )
+        ids = tuple(code for codes in self._codes_of(pictures) for code in codes)
+        spans: list[Span] = []
+        each = prompt.group
+        for place in range(len(pictures)):
+            shown = place // each
+            role: Role
+            if shown < episode.shots:
+                role, index, is_answer = "demonstration", shown, place in prompt.answers
+            elif place < len(pictures) - 1:
+                role, index, is_answer = "query", -1, False
+            else:
+                role, index, is_answer = "answer", -1, True
+            spans.append(Span(place * self.tokens, (place + 1) * self.tokens, role, index, is_answer))
+        prefix = episode.shots * each * self.tokens
+        return EncodedPrompt(TokenizedPrompt(ids, tuple(spans), prefix), pictures, episode.shots * each)
+
+    def collate(self, batch: Sequence[EncodedPrompt]) -> dict[str, torch.Tensor]:
+        """Inputs of the model's ``forward``: left-padded ``input_ids``, ``attention_mask`` and ``position_ids``, on the CPU."""
+        longest = max(len(encoded) for encoded in batch)
+        ids = torch.full((len(batch), longest), self.pad_id)
+        mask = torch.zeros_like(ids)
+        for row, encoded in enumerate(batch):
+            ids[row, longest - len(encoded) :] = torch.tensor(encoded.tokens.ids)
+            mask[row, longest - len(encoded) :] = 1
+        return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
+
+    def _codes_of(self, pictures: Sequence[Picture]) -> list[tuple[int, ...]]:
+        keys = [picture.digest for picture in pictures]
+        known = {key: found for key in keys if (found := self._codes.get(key)) is not None}
+        new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in known}
+        if new:
+            for key, codes in zip(new, self._encode(list(new.values())).tolist(), strict=True):
+                known[key] = tuple(codes)
+                self._codes.put(key, known[key], 1)
+        return [known[key] for key in keys]
+
+
+class CodesOnly:
+    """Stands where a vision-language model has its caches: codes are looked up, there are no features of pictures to keep."""
+
+    no_features = "pictures are codes"
+    feature_cache = False
+    expansion = None
+
+    def __init__(self, encoder: VisualEncoder, device: Callable[[], torch.device]):
+        self._encoder, self._device = encoder, device
+
+    def inputs(self, batch: Sequence[EncodedPrompt]) -> dict[str, torch.Tensor]:
+        """What ``model.forward`` takes for a batch, on the model's device."""
+        return {name: value.to(self._device()) for name, value in self._encoder.collate(batch).items()}
+
+    def refresh(self) -> None:
+        """Nothing depends on the weights."""
