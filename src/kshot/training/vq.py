@@ -163,7 +163,7 @@ def train_vq(
     """Train a tokenizer from random weights; equal arguments give equal weights on the same machine.
 
     Args:
-        pictures: uint8 ``(n, 3, size, size)``, of which each step draws ``batch_size``; or a function from the step, counted from 0, to
+        pictures: uint8 ``(n, 3, size, size)``, of which each step draws ``batch_size``; or a function from the step (from 0) to
             its batch, uint8 or float in [0, 1].
         config: parameters of ``diffusers.VQModel``, with ``sample_size`` the pixels a side; see :func:`vq_config`.
         settings: how it is trained.

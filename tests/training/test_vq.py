@@ -1,0 +1,107 @@
+"""Training of a small visual tokenizer: it learns, its codes live, and the same seed gives the same weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from kshot.errors import DataError, OptionError
+from kshot.training.vq import VQSettings, _Run, train_vq, vq_config
+from kshot.visual.tokenizer import VisualTokenizer
+from kshot.visual.vq_files import build
+
+CONFIG = vq_config(16, 4, 32, width=8, latent=4)
+
+
+def colours(step, count=16):
+    """Four squares of random colours in each picture."""
+    random = torch.Generator().manual_seed(step)
+    return torch.rand(count, 3, 2, 2, generator=random).repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+
+def test_configuration():
+    assert vq_config(64, 4, 256)["block_out_channels"] == [32, 64, 128, 128, 128]
+    with torch.device("meta"):
+        tokenizer = VisualTokenizer(build(vq_config(64, 4, 256)))
+    assert (tokenizer.size, tokenizer.tokens, tokenizer.codes) == (64, 16, 256)
+    for size, grid in [(48, 5), (16, 32), (16, 0)]:
+        with pytest.raises(OptionError, match="cannot be halved"):
+            vq_config(size, grid, 8)
+
+
+def test_it_learns_and_dead_codes_come_to_life():
+    settings = {"steps": 80, "warmup": 5, "log_every": 20, "learning_rate": 3e-3}
+    alive, log = {}, {}
+    for every in (10, 0):
+        trained = train_vq(colours, CONFIG, VQSettings(restart_every=every, **settings))
+        codes = trained.tokenizer.encode(torch.cat([colours(1000 + n) for n in range(8)]))
+        alive[every], log[every] = len(codes.unique()) / 32, trained.log
+    assert log[10][-1].l1 < 0.7 * log[10][0].l1
+    assert [line.step for line in log[10]] == [20, 40, 60, 80]
+    assert sum(line.restarted for line in log[10]) > 0
+    assert sum(line.restarted for line in log[0]) == 0
+    assert alive[10] > 0.9
+    assert alive[0] < alive[10]
+
+
+def test_same_seed_same_weights(tmp_path):
+    levels = (torch.cat([colours(n) for n in range(4)]) * 255).to(torch.uint8)
+    settings = VQSettings(steps=4, batch_size=8, restart_every=2, log_every=2, save_every=2, seed=3)
+    state = torch.random.get_rng_state()
+    lines = []
+    first = train_vq(levels, CONFIG, settings, out=tmp_path, report=lines.append)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(7)
+    second = train_vq(levels, CONFIG, settings)
+    assert first.tokenizer.fingerprint == second.tokenizer.fingerprint
+    other = train_vq(levels, CONFIG, VQSettings(**vars(settings) | {"seed": 4}))
+    assert other.tokenizer.fingerprint != first.tokenizer.fingerprint
+    assert VisualTokenizer.from_pretrained(tmp_path).fingerprint == first.tokenizer.fingerprint
+    assert VisualTokenizer.from_pretrained(tmp_path / "step-4").fingerprint == first.tokenizer.fingerprint
+    assert VisualTokenizer.from_pretrained(tmp_path / "step-2").fingerprint != first.tokenizer.fingerprint
+    written = [json.loads(line) for line in (tmp_path / "vq_training.jsonl").read_text().splitlines()]
+    assert written == [vars(line) for line in first.log] == [vars(line) for line in lines]
+
+
+def test_beta_weighs_the_encoder_not_the_codebook():
+    """With no weight on reconstruction and none on commitment, the codes move and the encoder stands still."""
+    for beta, moves in ((0.0, False), (1.0, True)):
+        run = _Run(VisualTokenizer(build(CONFIG)), VQSettings(steps=2, l1=0, l2=0, beta=beta, restart_every=0))
+        run.step(0, colours(0))
+        encoder, codebook = run.vq.encoder.conv_in.weight.clone(), run.codebook.clone()
+        run.step(1, colours(1))
+        assert torch.equal(run.vq.encoder.conv_in.weight, encoder) is not moves
+        assert not torch.equal(run.codebook, codebook)
+
+
+def test_gradient_passes_straight_through():
+    run = _Run(VisualTokenizer(build(CONFIG)), VQSettings(steps=2, beta=0, restart_every=0))
+    run.step(0, colours(0))
+    before = run.vq.encoder.conv_in.weight.clone()
+    run.step(1, colours(1))
+    assert not torch.equal(run.vq.encoder.conv_in.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        (torch.zeros(2, 3, 16, 16), "not uint8"),
+        (torch.zeros(0, 3, 16, 16, dtype=torch.uint8), "not uint8"),
+        (torch.zeros(2, 3, 8, 16, dtype=torch.uint8), r"step 0 has the shape \[32, 3, 8, 16\]"),
+        (lambda step: torch.full((2, 3, 16, 16), 2.0), "neither uint8 nor float in"),
+    ],
+)
+def test_wrong_pictures(pictures, message):
+    with pytest.raises(DataError, match=message):
+        train_vq(pictures, CONFIG, VQSettings(steps=1))
+
+
+def test_wrong_settings():
+    with pytest.raises(OptionError, match="steps is 0"):
+        VQSettings(steps=0)
+    with pytest.raises(OptionError, match="beta is -1"):
+        VQSettings(steps=1, beta=-1)
+    with pytest.raises(OptionError, match="learning_rate is nan"):
+        VQSettings(steps=1, learning_rate=float("nan"))
