@@ -34,7 +34,7 @@ def test_without_weights_an_epoch_holds_every_sentence_once(lengths, seed, epoch
     assert order.tokens_per_epoch == sum(map(sum, lengths))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(LENGTHS, st.lists(st.floats(0.05, 20), min_size=3, max_size=3), st.integers(0, 3))
 def test_with_weights_all_sentences_are_used_evenly_and_lengths_are_those_of_any_epoch(lengths, weights, seed):
     order = MixtureOrder(arrays(lengths), weights[: len(lengths)], seed)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kshot.visual.store import SKIPPED, TokenStore
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 def describe_store(store: str, *, verify: bool = False) -> str:
@@ -49,3 +53,10 @@ def describe_folder(folder: Path) -> str:
 def describe_file(file: Path) -> str:
     """A file of token lines that was just written."""
     return f"token lines: {file} ({file.stat().st_size:,} bytes)"
+
+
+def as_text(told: str) -> Text:
+    """For the terminal, where brackets in a path are no markup."""
+    from rich.text import Text
+
+    return Text(told)

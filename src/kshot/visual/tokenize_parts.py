@@ -144,6 +144,6 @@ def _read(path: Path, width: int) -> tuple[Digests, Tokens, dict[int, str]]:
 
 def _checksum(digests: Digests, tokens: Tokens, told: bytes) -> str:
     hasher = hashlib.blake2b(told, digest_size=16)
-    hasher.update(np.ascontiguousarray(digests))
-    hasher.update(np.ascontiguousarray(tokens, np.uint16))
+    hasher.update(np.ascontiguousarray(digests).data)
+    hasher.update(np.ascontiguousarray(tokens, np.uint16).data)
     return hasher.hexdigest()

@@ -143,8 +143,9 @@ def work_on_ray(units: Mapping[int, str], bench: Bench, progress: Progress, work
     sent = ray.put(_sent(bench))
     gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= workers and bench.device == "cuda" else 0.0
     items = [{"number": number, "unit": unit} for number, unit in units.items()]
+    actor: Any = _Actor
     done = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        _Actor, fn_constructor_args=(sent,), concurrency=min(workers, len(items)), num_cpus=1, num_gpus=gpus or None
+        actor, fn_constructor_args=(sent,), concurrency=min(workers, len(items)), num_cpus=1, num_gpus=gpus or None
     )
     for row in done.iter_rows():
         progress(row["pictures"])

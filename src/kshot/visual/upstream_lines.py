@@ -90,7 +90,7 @@ def import_lines(
     codes: int = LVM_CODES,
     tokens_per_image: int = LVM_TOKENS,
     type: str = "imported",
-    roles: Sequence[str] = ("image",),
+    roles: str = "image",
     on_bad: Literal["error", "list"] = "error",
     shard_sentences: int = SHARD_SENTENCES,
 ) -> Path:
@@ -103,7 +103,7 @@ def import_lines(
             numbers of codes and tokens guard it against being mixed with others.
         codes, tokens_per_image: of the tokenizer, where its folder is not given. Default: the LVM's.
         type: of the sentences.
-        roles: of the pictures, repeated as often as it takes: x,y for pairs.
+        roles: of the pictures, separated by commas, repeated as often as it takes: x,y for pairs.
         on_bad: whether a line that cannot be read is an error, or is listed in skipped.jsonl and left out.
         shard_sentences: sentences a shard.
 
@@ -113,22 +113,23 @@ def import_lines(
     """
     if on_bad not in ("error", "list"):
         raise OptionError(f"on_bad={on_bad!r}: must be 'error' or 'list'")
-    if not roles or any(not role or role.split() != [role] for role in roles):
-        raise OptionError(f"roles={list(roles)}: words without blanks, at least one")
+    named = roles.split(",")
+    if any(role.split() != [role] for role in named):
+        raise OptionError(f"roles={roles!r}: words separated by commas, without blanks")
     files = _files(Path(source))
     record = TokenizerRecord(codes, tokens_per_image) if tokenizer is None else _record_of(tokenizer)
     plan = {
         "source": "JSON lines",
         "files": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
         "type": type,
-        "roles": list(roles),
+        "roles": named,
         "on_bad": on_bad,
     }
     writer = StoreWriter(out, record, plan, shard_sentences=shard_sentences)
     if writer.complete:
         return writer.folder
     skipped: list[dict[str, Any]] = []
-    sentences = _sentences(files, record, type, tuple(roles), skipped if on_bad == "list" else None)
+    sentences = _sentences(files, record, type, named, skipped if on_bad == "list" else None)
     shards = writer.extend(sentences)
     if not shards:
         raise DataError("no lines with tokens" + (f": {skipped[0]['problem']}" if skipped else ""), file=source)
