@@ -50,6 +50,16 @@ CONVERSIONS = {
         "shifts learnt by MimIC (epoch folders), as an adapter",
         report="kshot.convert.adapters:describe",
     ),
+    "lvm": Conversion(
+        "kshot.convert.lvm:convert_lvm",
+        "a large vision model (an EasyLM stream, or its published folder) as LlamaForCausalLM",
+        report="kshot.convert.lvm_record:describe",
+    ),
+    "easylm": Conversion(
+        "kshot.convert.lvm:convert_easylm",
+        "back: a large vision model as a stream of EasyLM",
+        report="kshot.convert.lvm:describe_easylm",
+    ),
     "lvm-tokenizer": Conversion(
         "kshot.convert.lvm_tokenizer:convert_lvm_tokenizer",
         "the visual tokenizer of the LVM (VQGANModel), as a VQModel of diffusers",
