@@ -52,7 +52,9 @@ class ReservedLayer(DynamicLayer):
         copies = []
         for held in self._held:
             copy = held.new_empty(len(rows), *held.shape[1:])
-            torch.index_select(held[:, :, : self.length], 0, rows.to(held.device), out=copy[:, :, : self.length])
+            there = held[:, :, : self.length]
+            # A single row is spread without a second copy of it.
+            copy[:, :, : self.length] = there if len(there) == 1 else there[rows.to(held.device)]
             copies.append(copy)
         self._held = copies[0], copies[1]
         self._view()

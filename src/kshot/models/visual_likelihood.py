@@ -59,7 +59,7 @@ class Likelihood:
             )
             if (not len(context) and not bos) or not len(target):
                 raise DataError(f"example {number} has no {'target' if len(context) else 'context'}")
-            self._check_fit(len(context) // self.tokens, len(target) // self.tokens, bos, number)
+            self.check_fit(len(context) // self.tokens, len(target) // self.tokens, bos, f"example {number}")
             pairs.append((torch.cat([start, context, target]), len(target)))
         runner = BatchRunner(batch_size or BATCH_SIZE)
         kinds = {found: kind for kind, found in enumerate(dict.fromkeys((len(ids), n) for ids, n in pairs))}
@@ -108,10 +108,20 @@ class Likelihood:
         """Ids as a one-dimensional int64 tensor on the CPU; they must be whole pictures."""
         raise NotImplementedError
 
-    def _check_fit(self, context: int, target: int, bos: bool, number: int) -> None:
+    def check_fit(self, context: int, target: int, bos: bool, name: str) -> None:
+        """Refuse what is longer than the context.
+
+        Args:
+            context, target: pictures before the target, and in it.
+            bos: whether the token for the beginning stands in front.
+            name: of the example, for the message.
+
+        Raises:
+            ContextTooLong: see above.
+        """
         most = self.capacity(bos=bos)
         if context + target > most:
             raise ContextTooLong(
-                f"example {number} has {context} + {target} pictures, but {self.name} reads {self.max_context:,} tokens: "
+                f"{name} has {context} + {target} pictures, but {self.name} reads {self.max_context:,} tokens: "
                 f"{most} pictures of {self.tokens} tokens, the last included"
             )

@@ -7,6 +7,7 @@ The task is given by the context alone: a sequential prompt ``f1 ... fk`` is con
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,11 +15,13 @@ import torch
 from kshot.data.concepts import digest
 from kshot.episode import Episode, Example
 from kshot.errors import ContextTooLong, DataError, ModelError, OptionError
+from kshot.models.anatomy import Anatomy, examine
 from kshot.models.batching import BatchRunner
 from kshot.models.code_sampling import Sampling
 from kshot.models.identity import identity
 from kshot.models.imagined import Imagined
 from kshot.models.imagining import Imaginer, Row
+from kshot.models.visual_encoding import CodesOnly, VisualEncoder
 from kshot.models.visual_likelihood import BATCH_SIZE, Likelihood
 from kshot.models.visual_prompts import VisualPrompt, analogy_answers, as_prompt, prompt_of
 from kshot.models.visual_window import Overflow, Plan, plan
@@ -87,6 +90,29 @@ class VisualSentenceModel(Likelihood):
         """Where inputs have to be."""
         return torch.device(self.model.device)
 
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """What the language model is made of and can take."""
+        return examine(self.model)
+
+    @cached_property
+    def encoder(self) -> VisualEncoder:
+        """From episodes with answers to inputs, for training."""
+        return VisualEncoder(
+            self.model,
+            tokens=self.tokens,
+            encode=self.tokenizer.encode,
+            fingerprint=self.tokenizer.fingerprint,
+            pad_id=self.processor.pad_token_id,
+            max_context=self.max_context,
+            name=self.name,
+        )
+
+    @cached_property
+    def reuse(self) -> CodesOnly:
+        """What stands where a vision-language model has its caches."""
+        return CodesOnly(self.encoder, lambda: self.device)
+
     def capacity(self, *, bos: bool = False) -> int:
         """Pictures that fit into the context, the last new one included (whose last token is never read)."""
         fit = (self.max_context + 1 - bos) // self.tokens
@@ -107,6 +133,7 @@ class VisualSentenceModel(Likelihood):
         overflow: Overflow = "error",
         slide: int = 1,
         keys: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
         batch_size: int | None = None,
     ) -> list[Imagined]:
         """Imagine what comes behind each prompt.
@@ -124,6 +151,7 @@ class VisualSentenceModel(Likelihood):
             overflow, slide: see :func:`kshot.models.visual_window.plan`.
             keys: of the prompts, for their random numbers; default: derived from their ids, so that equal prompts have equal
                 candidates.
+            names: of the prompts, for messages; default: their numbers.
             batch_size: rows (prompts x candidates) that are continued together; halved if memory runs out.
 
         Returns:
@@ -134,13 +162,17 @@ class VisualSentenceModel(Likelihood):
             BadImage: a picture cannot be decoded.
             OptionError: an option out of range.
         """
+        if names is not None and len(names) != len(prompts):
+            raise OptionError(f"{len(names)} names for {len(prompts)} prompts")
         shown = [
-            prompt_of(given) if isinstance(given, Episode | Example) else as_prompt(given, f"prompt {number}")
+            prompt_of(given)
+            if isinstance(given, Episode | Example)
+            else as_prompt(given, names[number - 1] if names is not None else f"prompt {number}")
             for number, given in enumerate(prompts, 1)
         ]
         sampling = Sampling(top_k, top_p, temperature, seed)
         for prompt in shown:  # before anything is encoded, which takes seconds a picture without an accelerator
-            self._plan(len(prompt.pictures), frames, bos, overflow, slide, prompt.group, prompt.name)
+            self.plan(len(prompt.pictures), frames, bos, overflow, slide, prompt.group, prompt.name)
         ids = self.encode([prompt.pictures for prompt in shown])
         return self.imagine_ids(
             ids,
@@ -212,7 +244,7 @@ class VisualSentenceModel(Likelihood):
             raise DataError("a prompt without pictures", remedy="give pictures, or bos=True to begin from nothing")
         labels = list(keys) if keys is not None else [digest(str(ids.tolist())) for ids in held]
         plans = [
-            self._plan(
+            self.plan(
                 len(ids) // self.tokens,
                 frames,
                 bos,
@@ -274,9 +306,14 @@ class VisualSentenceModel(Likelihood):
             f"{self.device})"
         )
 
-    def _plan(
+    def plan(
         self, pictures: int, frames: int, bos: bool, overflow: Overflow, slide: int, group: int, name: str
     ) -> Plan:
+        """What is seen when ``frames`` are imagined behind so many pictures; see :func:`kshot.models.visual_window.plan`.
+
+        Raises:
+            ContextTooLong: they do not fit; ``name`` says which prompt it is.
+        """
         try:
             return plan(pictures, frames, self.capacity(bos=bos), overflow=overflow, slide=slide, group=group)
         except ContextTooLong as error:
