@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from kshot.errors import BadImage, DataError, OptionError
 from kshot.visual.grammar import sentence_plan
-from kshot.visual.sources import Modality, Tree, frame_folders, joined, natural
+from kshot.visual.joining import Modality, joined
+from kshot.visual.sources import Tree, frame_folders, natural
 from tests.visual.pictures import colour_of, numbered, write
 
 

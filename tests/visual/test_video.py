@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,6 +89,30 @@ def test_the_frames_of_a_sentence_are_decoded_in_one_go(videos, monkeypatch):
     assert again.digest == pictures[1].digest
     pictures[0].load().paste(0, (0, 0, 9, 9))  # what a caller does to a frame is not seen by the next
     assert np.asarray(pictures[0].load()).min() > 0
+
+
+def test_threads_wait_for_the_one_that_decodes(videos, monkeypatch):
+    calls = []
+    read = video.read_frames
+    monkeypatch.setattr(video, "read_frames", lambda *given: calls.append(given) or read(*given))
+    video._decoded.cache_clear()
+    pictures = [picture for _, picture in VideoTrack("clip", videos["b_frames.mp4"], 48).at(range(2, 34, 2))]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda picture: number_of(picture.load()), pictures)) == list(range(2, 34, 2))
+    assert len(calls) == 1
+
+
+def test_a_digest_is_of_the_file_s_content_and_decodes_nothing(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "read_frames", None)
+    path = tmp_path / "copy.mp4"
+    path.write_bytes(Path(videos["b_frames.mp4"]).read_bytes())
+    frame, copy = VideoFrame(videos["b_frames.mp4"], (3, 10), 1), VideoFrame(str(path), (10,), 0)
+    assert frame.digest == copy.digest != VideoFrame(str(path), (3,), 0).digest
+    path.write_bytes(b"something else")
+    assert copy.digest != frame.digest
+    path.unlink()
+    with pytest.raises(BadImage, match=r"copy\.mp4: video file cannot be read"):
+        _ = copy.digest
 
 
 def test_sentences_of_videos(videos, tmp_path):

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from kshot.errors import DataError, OptionError
-from kshot.visual.grammar import USUAL_IMAGES, Draw, SentenceType, Slot, regrouped, sentences, whole
 from kshot.visual.grammar_stills import Folders, as_folders
+from kshot.visual.sentence_types import USUAL_IMAGES, Draw, SentenceType, Slot, regrouped, sentences, whole
 from kshot.visual.sources import Found, Record, Tree
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from kshot.errors import BadImage, DataError, OptionError
-from kshot.visual.grammar import USUAL_IMAGES, Draw, SentenceType, Slot, sentences, whole
 from kshot.visual.grammar_stills import Folders, as_folders
+from kshot.visual.sentence_types import USUAL_IMAGES, Draw, SentenceType, Slot, sentences, whole
 from kshot.visual.sources import Found, Frames, Record, Tree, frame_folders
 from kshot.visual.video import VIDEO_EXTENSIONS, VideoTrack, count_frames
 

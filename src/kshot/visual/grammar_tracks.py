@@ -12,11 +12,13 @@ import numpy as np
 
 from kshot.data.readers import PathLike
 from kshot.errors import DataError, OptionError
-from kshot.visual.grammar import Draw, Slot, one_of, regrouped, sentences, whole
 from kshot.visual.grammar_frames import drawn_frames, long_enough
-from kshot.visual.grammar_stills import Folders, ShotSentences, as_folders, checked_labels, checked_modalities
+from kshot.visual.grammar_joined import checked_labels, checked_modalities
+from kshot.visual.grammar_stills import Folders, ShotSentences, as_folders
+from kshot.visual.joining import Modality
 from kshot.visual.palette import LabelPicture, Palette, as_palette
-from kshot.visual.sources import Found, Frames, Modality, Record, Skipped, Source, Tree, natural
+from kshot.visual.sentence_types import Draw, Slot, one_of, regrouped, sentences, whole
+from kshot.visual.sources import Found, Frames, Record, Skipped, Source, Tree, natural
 
 Layout = Literal["separate", "interleaved", "both"]
 Keyed: TypeAlias = "dict[str, dict[str, dict[str, Source]]]"

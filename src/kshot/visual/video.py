@@ -8,6 +8,8 @@ always means the same frame. Where a file has no usable time stamps, all frames 
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,9 @@ VIDEO_EXTENSIONS = frozenset(
 )
 CLIPS_HELD = 4
 """Clips whose frames are kept decoded in a process: the frames of a sentence are looked at one after the other."""
+
+_LOCKS = tuple(threading.Lock() for _ in range(64))
+"""Threads that look at frames of the same clip wait for the first of them, or each would decode it."""
 
 
 class VideoFrame(Picture):
@@ -47,17 +52,15 @@ class VideoFrame(Picture):
             BadImage: the video cannot be decoded up to it.
             MissingExtra: PyAV is not installed.
         """
-        return _decoded(self.path, self.frames)[self.place].copy()
+        with _LOCKS[hash((self.path, self.frames)) % len(_LOCKS)]:
+            return _decoded(self.path, self.frames)[self.place].copy()
 
     @property
     def digest(self) -> str:
-        cached = self.__dict__.get("_digest")
-        if cached is None:
-            image = self.load()
-            hasher = hashlib.blake2b(f"{image.size}".encode(), digest_size=16)
-            hasher.update(image.tobytes())
-            cached = self.__dict__["_digest"] = hasher.hexdigest()
-        return cached
+        """Hash of the file and the number: nothing is decoded for it."""
+        return hashlib.blake2b(
+            f"{file_digest(self.path)}#{self.frames[self.place]}".encode(), digest_size=16
+        ).hexdigest()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, VideoFrame) and self.name == other.name
@@ -126,6 +129,25 @@ def read_frames(path: str, frames: Sequence[int]) -> list[Image.Image]:
     if missing:
         raise BadImage(f"frame {missing[0]} cannot be decoded", file=path, remedy="encode the video anew")
     return [found[frame] for frame in frames]
+
+
+def file_digest(path: str) -> str:
+    """Hash of a file's content; kept as long as the file is not changed.
+
+    Raises:
+        BadImage: the file cannot be read.
+    """
+    try:
+        told = os.stat(path)
+        return _file_digest(path, told.st_size, told.st_mtime_ns)
+    except OSError as error:
+        raise BadImage(f"video file cannot be read: {error.strerror}", file=path) from None
+
+
+@lru_cache(maxsize=65_536)
+def _file_digest(path: str, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 @lru_cache(maxsize=CLIPS_HELD)
