@@ -12,7 +12,8 @@ from kshot.data.folder import EXTENSIONS
 from kshot.errors import DataError, OptionError
 from kshot.evaluation.runs import read_jsonl
 from kshot.picture import FilePicture, Picture
-from kshot.visual.sources import Frames, Modality, Source, Track, Tree, frame_folders, joined
+from kshot.visual.joining import Modality, joined
+from kshot.visual.sources import Frames, Source, Track, Tree, frame_folders
 
 VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v", ".gif"})
 
