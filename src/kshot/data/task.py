@@ -104,6 +104,7 @@ tasks: Registry[Callable[..., Task]] = Registry(
         "kshot.data.worlds",
         "kshot.data.concept_pair",
         "kshot.data.scenes",
+        "kshot.data.functions",
         "kshot.data.referring",
         "kshot.data.point_qa",
         "kshot.data.visual7w",
