@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,8 +26,10 @@ from kshot.training.alignment import Watch, common_span
 from kshot.training.distill import distill
 from kshot.training.distill_adapter import add_adapter, parameter_groups, remove_adapter
 from kshot.training.distill_items import DistillItems
-from kshot.training.distill_losses import Losses, chosen_losses, distance, divergence, most_probable, plan_of
+from kshot.training.distill_losses import Losses, distance, divergence, most_probable
 from kshot.training.distill_objective import DistillObjective
+from kshot.training.distill_plans import RATES, SMALL, Plan, chosen_losses, plan_of
+from kshot.training.held_out import EpochChoice
 from kshot.training.teacher_cache import TeacherCache
 from tests.models import tiny
 
@@ -109,6 +112,18 @@ def test_the_methods_are_trained_as_in_their_papers():
         chosen_losses(plan_of("live"), False, kl=1.0)
     with pytest.raises(OptionError, match="align_to='head'"):
         Losses(align_to="head")  # type: ignore[arg-type]
+
+
+def test_small_models_have_settings_of_their_own():
+    for method in RATES:
+        small, large = plan_of(method, SMALL - 1), plan_of(method, SMALL)
+        assert large == plan_of(method)
+        assert small.losses == large.losses  # what is learnt is the paper's, how fast is not
+        assert small.settings({})["max_steps"] == small.steps
+        assert "max_steps" not in large.settings({})
+        assert "max_steps" not in small.settings({"num_train_epochs": 2})
+        assert small.settings({"learning_rate": 0.5})["learning_rate"] == 0.5
+    assert plan_of("somebody's", 5) == Plan()
 
 
 # --- demonstrations -------------------------------------------------------------------------------------------------------------
@@ -388,6 +403,61 @@ def test_learning_rates_by_name(vlm):
         remove_adapter(vlm, made)
 
 
+@pytest.mark.parametrize(
+    ("demonstrations", "mix", "asked"),
+    [("fixed", 0.0, [3, 0, 0]), ("redrawn", 0.0, [3, 3, 3]), ("fixed", 0.5, [3, 0, 0])],
+)
+def test_what_does_not_change_is_done_once(vlm, monkeypatch, demonstrations, mix, asked):
+    """Three epochs: how often the teacher is asked, and that the losses are those of a fresh start."""
+    made = {"demonstrations": demonstrations, "mix": mix}
+    objective = DistillObjective(vlm, items(**made), BOTH)
+    calls, encoded = [], []
+    signals, row = objective.teacher.signals, type(objective).row
+    monkeypatch.setattr(objective.teacher, "signals", lambda rows: calls.append(len(rows)) or signals(rows))
+    monkeypatch.setattr(type(objective), "row", _counted(row, encoded))
+    found = []
+    for epoch in range(3):
+        calls.append(0)
+        found.append(step(objective, batch_of(objective, epoch)))
+    assert [sum(part) for part in _parts(calls)] == asked
+    students = [episode.query.id for episode in encoded if not episode.shots]
+    assert len(students) == len(set(students)) == 3
+    for epoch, (loss, parts) in enumerate(found):
+        fresh = DistillObjective(vlm, items(**made), BOTH)
+        expected = step(fresh, batch_of(fresh, epoch))
+        assert loss == pytest.approx(expected[0], rel=1e-5)
+        assert parts == pytest.approx(expected[1], rel=1e-5, abs=1e-7)
+
+
+def _parts(calls):
+    """Divided before each zero."""
+    starts = [place for place, call in enumerate(calls) if not call]
+    return [calls[start:end] for start, end in zip(starts, [*starts[1:], len(calls)], strict=True)]
+
+
+def test_what_is_recalled_is_of_the_same_example(vlm):
+    """Two examples of a user may bear one id."""
+    objective = DistillObjective(vlm, items(), LIVE)
+    one, other = (objective.item(0, index).taught.query for index in (0, 1))
+    other = other.with_(id=one.id)
+    rows = [objective.recall.row(Episode((), query), objective.row) for query in (one, other, one)]
+    assert rows[0].prompt.pictures != rows[1].prompt.pictures
+    assert rows[2].prompt.pictures == rows[0].prompt.pictures
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(3, [1, 2, 3]), (15, [*range(1, 16)]), (38, [*range(3, 38, 3), 38])])
+def test_not_all_of_very_many_epochs_are_examined(tmp_path, epochs, expected):
+    scores = iter(range(epochs))
+    choice = EpochChoice(tmp_path, lambda: {"a": torch.zeros(1)}, lambda: {"score": float(next(scores))}, leads=True)
+    for epoch in range(1, epochs + 1):
+        state = SimpleNamespace(
+            epoch=float(epoch), num_train_epochs=epochs, global_step=2 * epoch, max_steps=2 * epochs
+        )
+        choice.on_epoch_end(None, state, None)
+    assert [int(name) for name in choice.figures] == expected
+    assert choice.best == str(epochs)
+
+
 # --- the teacher's cache --------------------------------------------------------------------------------------------------------
 
 
@@ -414,7 +484,7 @@ def test_a_cached_step_asks_no_teacher(vlm, tmp_path, monkeypatch):
     encoded = []
     monkeypatch.setattr(type(objective), "row", _counted(type(objective).row, encoded))
     step(objective, batch_of(objective, epoch=3))
-    assert [episode.shots for episode in encoded] == [0, 0, 0]
+    assert not encoded  # neither the long prompts nor, once more, the short ones
 
 
 def _counted(function, calls):
@@ -509,7 +579,7 @@ def test_the_result_is_an_adapter_with_a_card(distilled, vlm):
     for said in ("base_model: tiny", "| task | scenes |", "| training queries | 12 |", "exact_match", f"| {count:,} |"):
         assert said in card
     record = json.loads((distilled / "training" / "config.json").read_text())
-    assert record["request"]["losses"] == vars(MIMIC)
+    assert record["used"]["losses"] == vars(MIMIC)
     epochs = record["seeds"]["0"]["epochs"]
     assert set(epochs) == {"1", "2"}
     assert record["seeds"]["0"]["epoch"] == max((1.0, 2.0), key=lambda epoch: epochs[f"{epoch:g}"]["score"])

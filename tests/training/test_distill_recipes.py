@@ -9,7 +9,7 @@ import pytest
 
 from kshot.cli import COMMANDS, main, parse
 from kshot.training.distill import distill
-from kshot.training.distill_losses import chosen_losses, plan_of
+from kshot.training.distill_plans import chosen_losses, plan_of
 from tests.data.formats import all_fixtures, write_lines
 
 FOLDER = files("kshot").joinpath("recipes", "distill")

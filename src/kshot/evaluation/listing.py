@@ -12,13 +12,19 @@ from kshot.data.retrieval import retrievers
 from kshot.data.task import tasks
 from kshot.errors import UnknownName
 from kshot.evaluation.controls import controls
-from kshot.metrics.base import metrics
+from kshot.metrics.base import metrics, picture_metrics
 from kshot.registry import Registry
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-REGISTRIES: dict[str, Registry[Any]] = {"task": tasks, "retriever": retrievers, "metric": metrics, "control": controls}
+REGISTRIES: dict[str, Registry[Any]] = {
+    "task": tasks,
+    "retriever": retrievers,
+    "metric": metrics,
+    "picture metric": picture_metrics,
+    "control": controls,
+}
 
 
 @dataclass(frozen=True)
@@ -95,10 +101,18 @@ def describe_methods(names: Sequence[str] = ()) -> Listing:
     from peft import PeftConfig
 
     from kshot.methods import methods
+    from kshot.methods.of_peft import OF_PEFT, peft_config
 
     common = set(inspect.signature(PeftConfig).parameters) | {"base", "target_modules"}
     parts = []
-    for name in names or methods:
+    for name in names or [*methods, *OF_PEFT]:
+        if name in OF_PEFT:
+            kept = set(inspect.signature(PeftConfig).parameters)
+            options = {key: value for key, value in options_of(peft_config(name)).items() if key not in kept}
+            parts.append(Part("method", name, f"{OF_PEFT[name][1]}; PEFT's own", options))
+            continue
+        if name not in methods:
+            raise UnknownName("method", name, {*methods, *OF_PEFT})
         method = methods.get(name)
         said = (
             method.summary

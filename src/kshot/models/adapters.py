@@ -16,14 +16,15 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def adapted(model: Any, adapter: str | os.PathLike[str]) -> Any:
-    """The model with an adapter in its layers (not merged into its weights, so that quantized models can have one, too).
+    """The model with an adapter (not merged into its weights, so that quantized models can have one, too).
 
     Args:
         model: a model of transformers; it is changed.
         adapter: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``, or a Hub id.
 
     Returns:
-        The same model.
+        The same model, with the adapter in its layers. For prompt tuning and prefix tuning, which stand outside the layers: the model
+        of PEFT around it, as :class:`~kshot.models.vlm.VLM` takes it.
 
     Raises:
         ModelError: files are missing or damaged, or the adapter belongs to another model.
@@ -42,10 +43,6 @@ def adapted(model: Any, adapter: str | os.PathLike[str]) -> Any:
             f"the adapter {adapter} cannot be put into {type(model).__name__}; was it trained on this model? "
             f"({': '.join(lines[:2]) or type(error).__name__})"
         ) from error
-    if outer.active_peft_config.is_prompt_learning:
-        raise ModelError(
-            f"the adapter {adapter} adds tokens to the prompt; only adapters of layers (LoRA ...) can be used"
-        )
     wanted = set(get_peft_model_state_dict(outer))
     if held != wanted:  # PEFT would go on with what fits
         odd = sorted(held ^ wanted)
@@ -53,7 +50,7 @@ def adapted(model: Any, adapter: str | os.PathLike[str]) -> Any:
             f"the adapter {adapter} was trained on another model: {len(held - wanted)} of its weights have no place here, "
             f"{len(wanted - held)} are missing ({odd[0]} ...)"
         )
-    return outer.get_base_model()
+    return outer if outer.active_peft_config.is_prompt_learning else outer.get_base_model()
 
 
 def _folder(adapter: str) -> Path:

@@ -145,11 +145,20 @@ def prefill(model: Any, inputs: dict[str, Any]) -> Prefix:
         output = model(**inputs | {"position_ids": positions}, use_cache=True, logits_to_keep=1)
     finally:
         progress.unfinished = False
-    cache = output.past_key_values
+    cache = checked_cache(output.past_key_values)
+    return Prefix(inputs["input_ids"], cache, int(positions.max()) + 1, positions, inputs.get(TYPE_IDS))
+
+
+def checked_cache(cache: Any) -> Any:
+    """The cache, if it is one that can be shared.
+
+    Raises:
+        ValueError: it holds something else than keys and values per layer.
+    """
     odd = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, DynamicLayer)}
     if odd:
         raise ValueError(f"cache layers of another kind: {', '.join(sorted(odd))}")
-    return Prefix(inputs["input_ids"], cache, int(positions.max()) + 1, positions, inputs.get(TYPE_IDS))
+    return cache
 
 
 def expand(cache: Cache, rows: int, room: int = 0, spare: dict[tuple[int, int], Buffers] | None = None) -> Cache:

@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 from kshot.errors import ModelError
 from kshot.models.adapters import adapted
 from kshot.models.rope_table import ROPE_TABLE, RopeTable, use_rope_table
+from kshot.models.soft_prompts import is_soft
 from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.visual.processor import VisualSentenceProcessor
 
@@ -84,6 +85,10 @@ def load_visual(
     processor.tokenizer.vq.to(model.device)
     if adapter is not None:
         model = adapted(model, adapter)
+        if is_soft(model):
+            raise ModelError(
+                f"the adapter {adapter} stands before the prompt, where models of visual sentences read nothing"
+            )
     return VisualSentenceModel(
         model, processor, name=name, source=source, adapter=adapter, context_pictures=context_pictures
     )

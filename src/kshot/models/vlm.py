@@ -24,6 +24,7 @@ from kshot.models.identity import identity
 from kshot.models.image_mode import hide, hides, image_mode_of, obstacle
 from kshot.models.prefix import Prefix, continue_forward, continue_generate
 from kshot.models.reuse import Group, Reuse, Switch
+from kshot.models.soft_prompts import SoftPrompt, is_soft
 from kshot.picture import DrawnPicture
 from kshot.prompt import IMAGE, Prompt, Template, render_plain
 
@@ -40,7 +41,8 @@ class VLM:
     """A vision-language model of transformers with its processor; a :class:`~kshot.models.base.Model`.
 
     Args:
-        model: any model of ``AutoModelForImageTextToText``; used as it is, on its device and in its dtype.
+        model: any model of ``AutoModelForImageTextToText``; used as it is, on its device and in its dtype. Or PEFT's model around one,
+            with prompt tuning or prefix tuning, which stand outside the layers.
         processor: its processor.
         name: for reports; default: the model's class.
         source: where it came from.
@@ -55,6 +57,7 @@ class VLM:
         anatomy: what the model is made of and can take.
         encoder: from prompts to inputs.
         reuse: caches of vision features and of fixed demonstrations.
+        soft: what an adapter puts before every prompt, or ``None``.
 
     Raises:
         ModelError: the model has no text decoder, its processor writes prompts in an unknown way, or images cannot be left out.
@@ -73,6 +76,10 @@ class VLM:
         image_mode: str | None = None,
         adapter: str | None = None,
     ):
+        self.soft: SoftPrompt | None = None
+        if is_soft(model):
+            self.soft = SoftPrompt(model.eval())
+            model = self.soft.model
         self.model, self.processor, self.tokenizer = model.eval(), processor, processor.tokenizer
         self.name = name or type(model).__name__
         self.source, self.adapter = source, adapter
@@ -154,6 +161,8 @@ class VLM:
         else:
             encoded = self._beginnings.encode(episode, render, (template, style, answer is None))
         most = self.anatomy.max_context
+        if most is not None and self.soft is not None:
+            most -= self.soft.length
         if most is not None and len(encoded) + new_tokens > most:
             more = f" and {new_tokens} more to generate" if new_tokens else ""
             raise ContextTooLong(
@@ -249,6 +258,7 @@ class VLM:
         """What identifies the model in a run folder; see :func:`kshot.models.identity.identity`."""
         shown: dict[str, Any] = {"image_mode": self.image_mode} if self.image_mode != "all" else {}
         shown |= {"adapter": self.adapter} if self.adapter is not None else {}
+        shown |= {"soft_prompt": self.soft.fingerprint} if self.soft is not None else {}
         return {"name": self.name, "source": self.source} | identity(self.model, self.processor) | shown
 
     def __repr__(self) -> str:
@@ -263,7 +273,10 @@ class VLM:
     ) -> list[T]:
         """Results for prompts, in order, where prompts with common demonstrations are run together."""
         results: dict[int, T] = {}
-        for group in self.reuse.groups(prompts, new_tokens):
+        groups = self.reuse.groups(prompts, new_tokens)
+        if self.soft is not None:  # it stands before the demonstrations, which have to be read behind it
+            groups = iter([Group(list(range(len(prompts))), list(prompts), self.soft.prefix())])
+        for group in groups:
 
             def run_batch(batch: list[int], group: Group = group) -> list[T]:
                 return work([group.prompts[i] for i in batch], group.prefix)

@@ -23,12 +23,14 @@ from kshot.data.retrieval import Order
 from kshot.data.task import Task, load_task
 from kshot.episode import Episode
 from kshot.errors import OptionError
+from kshot.evaluation.answering import check_answers
 from kshot.evaluation.loading import load_any
 from kshot.evaluation.options import numbers_of
 from kshot.methods.activations import answer_cue
-from kshot.metrics.base import metrics, wants_raw
+from kshot.metrics.base import metrics, picture_metrics, wants_raw
 from kshot.models.base import PromptStyle
 from kshot.models.identity import identity
+from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.models.vlm import VLM
 from kshot.training.alignment import AlignTo
 from kshot.training.distill_adapter import (
@@ -42,34 +44,27 @@ from kshot.training.distill_adapter import (
 )
 from kshot.training.distill_card import model_card
 from kshot.training.distill_items import Demonstrations, DistillItems, Pool
-from kshot.training.distill_losses import AlignBy, Losses, chosen_losses, plan_of
+from kshot.training.distill_losses import AlignBy, Losses
 from kshot.training.distill_objective import DistillObjective
+from kshot.training.distill_plans import chosen_losses, plan_of
 from kshot.training.held_out import EpochChoice
 from kshot.training.outcome import finished
 from kshot.training.run import lasting, run, training_arguments
 from kshot.training.teacher_cache import TeacherCache
 from kshot.training.trainer import writing
 
-EPOCHS = 10
-DEFAULTS: dict[str, Any] = {
-    "num_train_epochs": EPOCHS,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.1,  # below 1: a share of all steps
-    "max_grad_norm": 1.0,
-}
-
 
 def distill(
     out: str,
     *,
-    model: str | VLM,
+    model: str | VLM | VisualSentenceModel,
     task: str | Task,
     method: str = "live",
     shots: int = 8,
     samples: int = 500,
     held_out: int | None = None,
     seeds: int | str | Sequence[int] = 0,
-    demonstrations: Demonstrations = "redrawn",
+    demonstrations: Demonstrations | None = None,
     pool: Pool = "support",
     mix_demonstrations: float | None = None,
     retriever: str = "random",
@@ -108,9 +103,11 @@ def distill(
             small support set; 0: the last epoch is kept.
         seeds: "0" or "0,1,2": of queries, demonstrations and initial values. Of several, the adapter that is best on what is held out
             is written, with the spread.
-        demonstrations: "redrawn" for each query in each epoch (as the papers) or "fixed" for each query.
+        demonstrations: "redrawn" for each query in each epoch, as the papers, or "fixed" for each query. Default: redrawn; on small
+            models fixed, so that the teacher is asked once a query.
         pool: where demonstrations come from: the "support" set, or only the "samples" (few labelled examples in all).
         mix_demonstrations: share of student prompts that keep the demonstrations, so that the adapter does not spoil few-shot prompts.
+            Default: the method's.
         retriever: how demonstrations are chosen.
         order: how they are arranged. Default: the retriever's own.
         style: "plain" (interleaved text), "chat" (the model's chat template) or "auto".
@@ -142,25 +139,19 @@ def distill(
         UnknownName, OptionError, DataError, ModelError, CannotWrite: all of them :class:`~kshot.errors.KshotError` with a remedy.
     """
     config_of(method)  # before anything is loaded
-    plan = plan_of(method)
-    losses = chosen_losses(
-        plan, teacher, kl=kl, align=align, ce=ce, temperature=temperature, align_to=align_to, align_by=align_by
-    )
-    mix = plan.mix if mix_demonstrations is None else mix_demonstrations
-    own = {"learning_rate": plan.learning_rate, "weight_decay": plan.weight_decay}
-    own |= {"per_device_train_batch_size": plan.batch[0], "gradient_accumulation_steps": plan.batch[1]}
-    settings = DEFAULTS | own | dict(trainer or {})
-    if settings.get("gradient_checkpointing"):
-        # Hidden states are read by hooks, which the older way of recomputing would run without gradients.
-        settings.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    wishes: dict[str, Any] = {
+        "kl": kl, "align": align, "ce": ce, "temperature": temperature, "align_to": align_to, "align_by": align_by,
+    }  # fmt: skip
+    chosen_losses(plan_of(method), teacher, **wishes)  # so are wishes that contradict each other
     request: dict[str, Any] = {
         "model": model if isinstance(model, str) else {"name": model.name, "weights": model.describe()["weights"]},
         "task": task if isinstance(task, str) else task.describe(),
         "method": method, "shots": shots, "samples": samples, "held_out": held_out, "seeds": list(numbers_of(seeds, "seeds")),
-        "demonstrations": demonstrations, "pool": pool, "mix_demonstrations": mix, "retriever": retriever, "order": order,
-        "style": style,
-        "losses": vars(losses), "align_layers": align_layers, "teacher_top": teacher_top, "rates": plan.rates | dict(rates or {}),
-        "trainer": lasting(settings), "task_options": dict(task_options or {}), "model_options": dict(model_options or {}),
+        "demonstrations": demonstrations, "pool": pool, "mix_demonstrations": mix_demonstrations, "retriever": retriever,
+        "order": order, "style": style, "teacher": teacher,
+        "losses": {name: value for name, value in wishes.items() if value is not None},
+        "align_layers": align_layers, "teacher_top": teacher_top, "rates": dict(rates or {}), "trainer": lasting(dict(trainer or {})),
+        "task_options": dict(task_options or {}), "model_options": dict(model_options or {}),
         "retriever_options": dict(retriever_options or {}), "method_options": dict(method_options or {}),
     }  # fmt: skip
     if finished(Path(out), request):
@@ -169,30 +160,40 @@ def distill(
 
     def items(seed: int) -> DistillItems:
         return DistillItems(
-            the_task, shots=shots, samples=samples, held_out=held_out, demonstrations=demonstrations, pool=pool, mix=mix,
-            retriever=retriever, retriever_options=retriever_options, order=order, seed=seed,
+            the_task, shots=shots, samples=samples, held_out=held_out, demonstrations=demonstrations or "redrawn", pool=pool,
+            mix=mix_demonstrations or 0.0, retriever=retriever, retriever_options=retriever_options, order=order, seed=seed,
         )  # fmt: skip
 
     first = items(request["seeds"][0])  # what is wrong with the task is found before a model is loaded
     vlm = load_any(model, _placed(model, dict(model_options or {})))
-    if not isinstance(vlm, VLM):
+    if not isinstance(vlm, VLM | VisualSentenceModel):
         raise OptionError(f"{type(vlm).__name__} is no model that an adapter can be put into")
+    check_answers(vlm, the_task)
+    plan = plan_of(method, vlm.anatomy.parameters)
+    losses = chosen_losses(plan, teacher, **wishes)
+    settings = plan.settings(trainer or {})
+    used = {
+        "losses": vars(losses), "rates": plan.rates | dict(rates or {}), "trainer": lasting(settings),
+        "demonstrations": demonstrations or plan.demonstrations,
+        "mix_demonstrations": plan.mix if mix_demonstrations is None else mix_demonstrations,
+    }  # fmt: skip
     base = identity(vlm.model, vlm.processor) | {"pictures": vlm.encoder.fingerprint}
     base = {name: value for name, value in base.items() if name not in ("device", "versions", "attention")}
     folder = Path(work) if work is not None else Path(f"{str(out).rstrip('/')}.work")
     done: dict[int, dict[str, Any]] = {}
     for seed in request["seeds"]:
         chosen = first if seed == request["seeds"][0] else items(seed)
-        one = _Run(vlm, chosen, method, dict(method_options or {}), losses, request, base, settings, seed, keep)
+        chosen.demonstrations, chosen.mix = used["demonstrations"], used["mix_demonstrations"]
+        one = _Run(vlm, chosen, method, dict(method_options or {}), losses, request, used, base, settings, seed, keep)
         done[seed] = one.result(folder / f"seed-{seed}", teacher_cache, teacher_top, align_layers, style, features)
     best = max(done, key=lambda seed: (done[seed]["score"], -seed))
     figures = {"seeds": {str(seed): held for seed, held in done.items()}, "chosen": best, "spread": spread(done)}
     if int(os.environ.get("RANK", "0")) == 0:
         with writing(Path(out), "free some space; the same command writes it again without training"):
             adapter = folder / f"seed-{best}" / "adapter"
-            record = {"request": request, "config": {"model": base, "data": first.describe()}, **figures}
+            record = {"request": request, "used": used, "config": {"model": base, "data": first.describe()}, **figures}
             logs = [folder / f"seed-{seed}" / "log.jsonl" for seed in sorted(done, key=lambda seed: seed != best)]
-            write_adapter(adapter, Path(out), model_card(vlm, the_task, request, figures), record, logs)
+            write_adapter(adapter, Path(out), model_card(vlm, the_task, request | used, figures), record, logs)
     return Path(out)
 
 
@@ -212,19 +213,21 @@ class _Run:
 
     def __init__(
         self,
-        vlm: VLM,
+        vlm: VLM | VisualSentenceModel,
         items: DistillItems,
         method: str,
         options: Mapping[str, Any],
         losses: Losses,
         request: Mapping[str, Any],
+        used: Mapping[str, Any],
         base: Mapping[str, Any],
         settings: Mapping[str, Any],
         seed: int,
         keep: int,
     ):
         self.vlm, self.items, self.method, self.options, self.losses = vlm, items, method, options, losses
-        self.request, self.base, self.settings, self.seed, self.keep = request, base, dict(settings), seed, keep
+        self.request, self.used, self.base, self.settings = request, used, base, dict(settings)
+        self.seed, self.keep = seed, keep
 
     def result(
         self,
@@ -237,7 +240,8 @@ class _Run:
     ) -> dict[str, Any]:
         """Train, unless it was done before, and save the adapter of the best epoch in ``folder / "adapter"``."""
         record = folder / "result.json"
-        config = {"model": self.base, "data": self.items.describe(), "request": dict(self.request), "seed": self.seed}
+        config: dict[str, Any] = {"model": self.base, "data": self.items.describe(), "request": dict(self.request)}
+        config |= {"used": dict(self.used), "seed": self.seed}
         held = _read(record)
         if held is not None and held.get("config") == json.loads(json.dumps(config, default=str)):
             return dict(held["figures"])
@@ -266,7 +270,8 @@ class _Run:
     def _options(self, style: PromptStyle) -> dict[str, Any]:
         """The method's options; methods that know an answer is asked for by the end of the prompt are told that end."""
         options = dict(self.options)
-        if "cue" in inspect.signature(config_of(self.method)).parameters and "cue" not in options:
+        asks = "cue" in inspect.signature(config_of(self.method)).parameters and "cue" not in options
+        if asks and isinstance(self.vlm, VLM):  # pictures end where the next one begins: there is no cue
             asked = [Episode((), query) for query in self.items.examples[:16]]
             options["cue"] = answer_cue(self.vlm, asked, self.items.task.template, style) or None
         return options
@@ -274,7 +279,9 @@ class _Run:
     def _train(self, made: Any, objective: DistillObjective, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         settings = self.settings
         arguments = training_arguments(folder, settings, self.seed)
-        groups = parameter_groups(made, arguments.learning_rate, self.request["rates"], arguments.weight_decay)
+        groups = parameter_groups(
+            made, arguments.learning_rate, self.used["rates"], arguments.weight_decay, asked=self.request["rates"]
+        )
         kind, given = _optimizer(arguments, made)
         choice = EpochChoice(
             folder,
@@ -314,12 +321,13 @@ class _Run:
         made.train(training)
         return {"score": -loss}
 
-    def _metric(self, made: Any) -> float | None:
-        """The task's metric of the answers to what was held out; ``None`` for methods that act outside the model's layers."""
-        if made.active_peft_config.is_prompt_learning:
-            return None
+    def _metric(self, made: Any) -> float:
+        """The task's metric of the answers to what was held out."""
         made.eval()
         task, unseen = self.items.task, list(self.items.unseen)
+        if isinstance(self.vlm, VisualSentenceModel):
+            pictures = self.vlm.answer_episodes([Episode((), query) for query in unseen])
+            return float(picture_metrics.get(task.metric)(pictures, unseen).value)
         texts = self.vlm.answer(
             [Episode((), query) for query in unseen],
             template=task.template,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,17 @@ from torch import nn
 
 from kshot.errors import OptionError, UnknownName
 from kshot.methods import methods
+from kshot.methods.of_peft import OF_PEFT, peft_config
 from kshot.models.anatomy import Anatomy
 from kshot.models.loading import quiet_unless_watched
+from kshot.models.soft_prompts import SoftPrompt, is_soft
+from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.models.vlm import VLM
 from kshot.training.outcome import RECORD
 from kshot.training.show import plot_log
 
-OF_PEFT = {"lora": "LoraConfig", "prompt_tuning": "PromptTuningConfig", "prefix_tuning": "PrefixTuningConfig"}
-"""Methods of PEFT's own and their configurations."""
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05}
-SOFT_TOKENS = 20
+SOFT, SOFT_TOKENS = ("prompt_tuning", "prefix_tuning"), 20
 
 
 def config_of(method: str) -> Any:
@@ -40,12 +41,10 @@ def config_of(method: str) -> Any:
         return held.config
     if method not in OF_PEFT:
         raise UnknownName("method", method, {*methods, *OF_PEFT})
-    import peft
-
-    return getattr(peft, OF_PEFT[method])
+    return peft_config(method)
 
 
-def add_adapter(vlm: VLM, method: str, options: Mapping[str, Any], seed: int) -> Any:
+def add_adapter(vlm: VLM | VisualSentenceModel, method: str, options: Mapping[str, Any], seed: int) -> Any:
     """Put a new adapter into a model, which is frozen otherwise.
 
     Args:
@@ -77,6 +76,8 @@ def add_adapter(vlm: VLM, method: str, options: Mapping[str, Any], seed: int) ->
         given = {**LORA, "target_modules": attention_maps(vlm.anatomy, vlm.model), **given}
     elif method in OF_PEFT:
         given = {"num_virtual_tokens": SOFT_TOKENS, "task_type": "CAUSAL_LM", **given}
+    if method in SOFT and not isinstance(vlm, VLM):
+        raise OptionError(f"method {method}: models of visual sentences cannot read what stands before a prompt")
     vlm.model.requires_grad_(False)
     try:
         with torch.random.fork_rng():
@@ -84,12 +85,16 @@ def add_adapter(vlm: VLM, method: str, options: Mapping[str, Any], seed: int) ->
             made = get_peft_model(vlm.model, kind(**given))
     except (TypeError, ValueError) as error:
         raise OptionError(f"method {method}: {error}") from error
+    if isinstance(vlm, VLM) and is_soft(made):
+        vlm.soft = SoftPrompt(made)
     return made
 
 
-def remove_adapter(vlm: VLM, made: Any) -> None:
+def remove_adapter(vlm: VLM | VisualSentenceModel, made: Any) -> None:
     """Take an adapter out of a model, which then is as it was."""
-    if not made.active_peft_config.is_prompt_learning:
+    if isinstance(vlm, VLM):
+        vlm.soft = None
+    if not is_soft(made):
         made.unload()
     if hasattr(vlm.model, "peft_config"):
         del vlm.model.peft_config
@@ -102,7 +107,11 @@ def attention_maps(anatomy: Anatomy, model: nn.Module) -> list[str]:
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, rates: Mapping[str, float], weight_decay: float
+    model: nn.Module,
+    learning_rate: float,
+    rates: Mapping[str, float],
+    weight_decay: float,
+    asked: Iterable[str] | None = None,
 ) -> list[dict[str, Any]]:
     """What is trained, by learning rate and weight decay, for an optimiser.
 
@@ -111,6 +120,7 @@ def parameter_groups(
         learning_rate: of what ``rates`` does not name.
         rates: learning rates by a part of parameters' names, as they are saved.
         weight_decay: of everything but biases.
+        asked: those of ``rates`` that must be the name of something; default: all.
 
     Raises:
         OptionError: nothing bears one of the names.
@@ -128,7 +138,7 @@ def parameter_groups(
         own = [part for part in name.split(".") if part not in ("default", "weight")][-1]
         decay = 0.0 if own.endswith("bias") else weight_decay
         groups.setdefault((float(rate), decay), []).append(parameter)
-    lost = sorted(set(rates) - used)
+    lost = sorted(set(rates if asked is None else asked) - used)
     if lost:
         known = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
         raise OptionError(

@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from kshot.data.task import Task
+from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.models.vlm import VLM
 
 
-def model_card(vlm: VLM, task: Task, request: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+def model_card(
+    vlm: VLM | VisualSentenceModel, task: Task, request: Mapping[str, Any], figures: Mapping[str, Any]
+) -> str:
     """README.md of an adapter: what it is, how it was made, how good it was on what was held out, how to use it.
 
     Args:
         vlm: the model that it belongs to.
         task: what it was distilled on.
-        request: the options of the run.
+        request: the options of the run, defaults filled in.
         figures: of all seeds, as they are in the record.
     """
     base, method = vlm.source or vlm.name, request["method"]
@@ -49,16 +52,13 @@ def model_card(vlm: VLM, task: Task, request: Mapping[str, Any], figures: Mappin
         "",
     ]
     lines += [*table, "", *_results(figures), "## Use", ""]
-    if method not in ("prompt_tuning", "prefix_tuning"):  # those stand outside the model's layers
-        lines += [
-            "```python",
-            "import kshot",
-            "",
-            f'model = kshot.load_model("{base}", adapter="FOLDER OR HUB ID OF THIS ADAPTER")',
-            "```",
-            "",
-        ]
     lines += [
+        "```python",
+        "import kshot",
+        "",
+        f'model = kshot.load_model("{base}", adapter="FOLDER OR HUB ID OF THIS ADAPTER")',
+        "```",
+        "",
         "With PEFT alone:",
         "",
         "```python",

@@ -27,10 +27,12 @@ class DistillItem:
     Attributes:
         taught: what the teacher reads: demonstrations and the query.
         asked: what the student reads: the query, or (with ``mix_demonstrations``) the same as the teacher.
+        number: place of the query among the training queries.
     """
 
     taught: Episode
     asked: Episode
+    number: int
 
 
 class DistillItems:
@@ -89,7 +91,7 @@ class DistillItems:
         if len(chosen) < samples or len(unseen) < (held_out or 0):
             raise OptionError(
                 f"samples={samples} and held_out={wanted}: the support set of task {task.name!r} has {len(support)} examples, "
-                f"{len(chosen) + len(unseen)} of which could be used (those with an answer in text); take fewer"
+                f"{len(chosen) + len(unseen)} of which could be used (those with an answer); take fewer"
             )
         kept = Kept(support)
         self.unseen = Subset(kept, unseen)
@@ -123,7 +125,7 @@ class DistillItems:
             shown = tuple(self._pool[place] for place in self.retriever.choose(query, self._pool, self.shots, rng))
         taught = Episode(shown, query)
         mixed = self.mix > 0 and generator(self.seed, "mix", epoch, query.id).random() < self.mix
-        return DistillItem(taught, taught if mixed else Episode((), query))
+        return DistillItem(taught, taught if mixed else Episode((), query), index)
 
     def describe(self) -> dict[str, Any]:
         """For the record of a run; JSON-serialisable."""
@@ -200,12 +202,12 @@ def _support(task: Task) -> Sequence[Example]:
 
 
 def _draw(support: Sequence[Example], count: int, taken: Sequence[int], *about: int | str) -> list[int]:
-    """Places of so many examples with an answer in text, drawn without replacement; fewer if there are no more."""
+    """Places of so many examples with an answer, drawn without replacement; fewer if there are no more."""
     left_out = set(taken)
     found: list[int] = []
     for place in random_order(len(support), generator(*about)):
         if len(found) == count:
             break
-        if place not in left_out and isinstance(support[place].answer, str):
+        if place not in left_out and support[place].answer is not None:
             found.append(place)
     return found

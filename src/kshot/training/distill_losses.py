@@ -1,9 +1,9 @@
-"""The losses of distillation, as sums, and which of them each method is trained with."""
+"""The losses of distillation, as sums."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -52,68 +52,6 @@ class Losses:
     def teacher(self) -> bool:
         """Whether a teacher is needed."""
         return bool(self.kl or self.align)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a method is trained unless the user says otherwise (the papers' settings; see docs/how_to/distill.md).
-
-    Attributes:
-        losses: the losses.
-        learning_rate: of all parameters but those in ``rates``.
-        rates: learning rates by the beginning of a parameter's own name.
-        weight_decay: of all parameters but biases.
-        batch: queries a step and process: at once, and times accumulated.
-        mix: share of student prompts that keep the demonstrations.
-    """
-
-    losses: Losses = field(default_factory=Losses)
-    learning_rate: float = 5e-4
-    rates: dict[str, float] = field(default_factory=dict)
-    weight_decay: float = 0.0
-    batch: tuple[int, int] = (8, 1)
-    mix: float = 0.0
-
-
-LIKE_LIVE = Losses(kl=1.0, ce=0.5)
-
-PLANS: dict[str, Plan] = {
-    "live": Plan(LIKE_LIVE, 1e-3, {"live_alpha": 1e-2}, 1e-3, (8, 2)),
-    "bias": Plan(LIKE_LIVE, 1e-3, {}, 1e-3, (8, 2)),
-    "mimic": Plan(Losses(align=1.0, ce=0.5), 5e-3, {}, 1e-3, (2, 2)),
-    "hificl": Plan(Losses(), 5e-3, {}, 1e-3, (2, 2)),
-    "stave": Plan(Losses(), 5e-3, {}, 0.0, (8, 1), mix=0.5),
-    "lora": Plan(Losses(), 5e-4, {}, 0.0, (8, 1)),
-    "prompt_tuning": Plan(Losses(), 1e-2, {}, 0.0, (8, 1)),
-    "prefix_tuning": Plan(Losses(), 5e-3, {}, 0.0, (8, 1)),
-}
-
-
-def plan_of(method: str) -> Plan:
-    """The plan of a method; for those of other people, cross-entropy alone."""
-    return PLANS.get(method, Plan())
-
-
-def chosen_losses(plan: Plan, teacher: bool | None, **given: float | str | None) -> Losses:
-    """The losses of a plan with what the user changed.
-
-    Args:
-        plan: the method's.
-        teacher: ``False``: cross-entropy alone; ``True``: as LIVE, for methods that have no teacher by themselves.
-        given: fields of :class:`Losses`; ``None`` leaves the plan's.
-
-    Raises:
-        OptionError: a value that cannot be, or a teacher's loss without a teacher.
-    """
-    own = {name: value for name, value in given.items() if value is not None}
-    losses = plan.losses
-    if teacher is False:
-        if own.get("kl") or own.get("align"):
-            raise OptionError("teacher: it is switched off, but kl or align is given; leave one of them out")
-        losses = replace(losses, kl=0.0, align=0.0, ce=1.0)
-    elif teacher and not losses.teacher:
-        losses = replace(losses, kl=LIKE_LIVE.kl, ce=LIKE_LIVE.ce)
-    return replace(losses, **own)  # type: ignore[arg-type]
 
 
 def divergence(log_teacher: Tensor, student: Tensor, temperature: float, indices: Tensor | None = None) -> Tensor:

@@ -16,12 +16,14 @@ from kshot.episode import Episode, Example
 from kshot.errors import ContextTooLong, ModelError, OptionError
 from kshot.models.base import PromptStyle
 from kshot.models.encoding import EncodedPrompt
+from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.models.vlm import VLM
 from kshot.training.alignment import Row, Watch, common_span
 from kshot.training.answers import ended
 from kshot.training.distill_items import DistillItem, DistillItems
 from kshot.training.distill_losses import Losses, distance, divergence
 from kshot.training.objective import Objective
+from kshot.training.recall import Recall
 from kshot.training.teacher import Teacher, answer_logits, wanted
 from kshot.training.teacher_cache import Signals, TeacherCache, prompt_digest
 
@@ -55,7 +57,7 @@ class DistillObjective(Objective):
 
     def __init__(
         self,
-        vlm: VLM,
+        vlm: VLM | VisualSentenceModel,
         items: DistillItems,
         losses: Losses,
         *,
@@ -74,6 +76,8 @@ class DistillObjective(Objective):
         if features and not can:
             raise OptionError(f"features: {vlm.reuse.no_features or 'the feature cache is switched off'}")
         self.features = can if features is None else features
+        # With fixed demonstrations, what is read and what the teacher says are the same in all epochs.
+        self.recall = Recall(said=items.demonstrations == "fixed" and cache is None)
         self.watch = Watch(vlm.anatomy, losses.align_to, align_layers) if losses.align else None
         self.teacher = Teacher(vlm, model, losses, self.watch, top=top)
         self._check()
@@ -95,6 +99,8 @@ class DistillObjective(Objective):
         Raises:
             ContextTooLong: it does not fit into the model's context.
         """
+        if isinstance(self.vlm, VisualSentenceModel):
+            return Row.of(self.vlm.encoder.answered(episode))
         prompt = self.vlm.prompt(episode, self.items.task.template, self.style, answer=episode.query.text_answer)
         encoded = self.vlm.encoder.encode(prompt, known=self.vlm.reuse.expansion if self.features else None)
         if prompt.style == "plain":
@@ -110,12 +116,16 @@ class DistillObjective(Objective):
     def collate(self, items: Sequence[DistillItem]) -> dict[str, Any]:
         rows, taught, signals, keys = [], [], [], []
         for item in items:
-            student = self.row(item.asked)
-            key = held = teacher = None
+            student = self.recall.row(item.asked, self.row)
+            key: str | int | None = None
+            held = teacher = None
             if self.losses.teacher:
                 if self.cache is not None:
                     key = prompt_digest(item.taught, self.items.task.template, self.style)
                     held = self.cache.get(key)
+                else:
+                    key = item.number
+                    held = self.recall.signals(key)
                 if held is None:
                     teacher = student if item.taught is item.asked else self.row(item.taught)
                     span = common_span(student.prompt.tokens, teacher.prompt.tokens, repr(item.asked.query.id))
@@ -187,7 +197,7 @@ class DistillObjective(Objective):
         """Mean cross-entropy of the answers' tokens of some queries without demonstrations, with the adapter as it is."""
         total, count = 0.0, 0
         for start in range(0, len(examples), batch_size):
-            rows = [self.row(Episode((), query)) for query in examples[start : start + batch_size]]
+            rows = [self.recall.row(Episode((), query), self.row) for query in examples[start : start + batch_size]]
             keep = max(len(row.answer) for row in rows)
             logits = answer_logits(self.vlm, self.model, self.vlm.reuse.inputs([row.prompt for row in rows]), keep)
             said = torch.cat([logits[number][wanted(row, keep)] for number, row in enumerate(rows)]).float()
@@ -206,7 +216,9 @@ class DistillObjective(Objective):
 
     def _own_span(self, item: DistillItem, student: Row) -> int:
         """Tokens of query and answer as the query alone is written."""
-        return student.span if item.taught is not item.asked else self.row(Episode((), item.asked.query)).span
+        if item.taught is not item.asked:
+            return student.span
+        return self.recall.row(Episode((), item.asked.query), self.row).span
 
     def _signals(self, batch: Mapping[str, Any]) -> list[Signals]:
         """What the teacher says of each row: what is known, and the rest asked now."""
@@ -219,10 +231,12 @@ class DistillObjective(Objective):
         for number, row in enumerate(batch["taught"]):
             if row is None:
                 continue
-            found = next(said)
+            found, key = next(said), batch["keys"][number]
             if self.cache is not None:
                 found = found.rounded()
-                self.cache.put(batch["keys"][number], found.cpu())
+                self.cache.put(key, found.cpu())
+            else:
+                self.recall.keep(key, found)
             signals[number] = found
         return [held if held is not None else Signals() for held in signals]
 

@@ -14,10 +14,12 @@ from transformers import TrainerCallback
 from kshot.training.trainer import writing
 
 FIGURES = "epochs.json"
+EXAMINATIONS = 15
+"""Of many short epochs, so many are examined: it costs a pass over all that is held out."""
 
 
 class EpochChoice(TrainerCallback):
-    """Examines the adapter after each epoch, and keeps the best.
+    """Examines the adapter after each epoch (of very many: every so often, and after the last), and keeps the best.
 
     Its files lie beside the checkpoints, so that a resumed run knows of all epochs.
 
@@ -49,11 +51,12 @@ class EpochChoice(TrainerCallback):
         held = json.loads(path.read_text(encoding="utf-8")) if path.exists() and state.global_step else {}
         # Epochs behind the checkpoint that the run goes on from will be seen again.
         self.figures = {epoch: figures for epoch, figures in held.items() if float(epoch) <= (state.epoch or 0.0)}
-        if state.global_step and float(state.epoch or 0.0).is_integer():
+        if state.global_step and float(state.epoch or 0.0).is_integer() and _due(state):
             self._look(state.epoch)  # killed between the last step of an epoch and its examination
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._look(state.epoch)
+        if _due(state):
+            self._look(state.epoch)
 
     def _look(self, epoch: float) -> None:
         name = f"{epoch:g}"
@@ -80,3 +83,9 @@ class EpochChoice(TrainerCallback):
         """The parameters of the best epoch."""
         assert self.best is not None
         return load_file(self.path(self.best))
+
+
+def _due(state: Any) -> bool:
+    """Whether the epoch that has ended is to be examined."""
+    every = max(1, -(-int(state.num_train_epochs) // EXAMINATIONS))
+    return state.global_step >= state.max_steps or round(state.epoch or 0.0) % every == 0

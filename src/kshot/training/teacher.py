@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from kshot.models.encoding import EncodedPrompt
+from kshot.models.soft_prompts import is_soft
+from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.models.vlm import VLM
 from kshot.training.alignment import Row, Watch
 from kshot.training.distill_losses import Losses, most_probable
@@ -34,7 +36,7 @@ class Teacher:
 
     def __init__(
         self,
-        vlm: VLM,
+        vlm: VLM | VisualSentenceModel,
         model: Any,
         losses: Losses,
         watch: Watch | None,
@@ -101,7 +103,7 @@ class _Frozen:
         self.training = {id(module) for module in self.base.modules() if module.training}
         self.base.eval()
         # Soft prompts stand outside the base model, which is called directly.
-        inside = self.outer is not None and not self.outer.active_peft_config.is_prompt_learning
+        inside = self.outer is not None and not is_soft(self.outer)
         self.off = self.outer.disable_adapter() if inside else nullcontext()
         self.off.__enter__()
 
@@ -111,7 +113,7 @@ class _Frozen:
             module.training = id(module) in self.training
 
 
-def answer_logits(vlm: VLM, model: Any, inputs: dict[str, Any], keep: int) -> Tensor:
+def answer_logits(vlm: VLM | VisualSentenceModel, model: Any, inputs: dict[str, Any], keep: int) -> Tensor:
     """Logits that tell each of the last ``keep`` tokens, ``[batch, keep, vocabulary]``; the head is applied nowhere else."""
     options: dict[str, Any] = {"use_cache": False}
     if "logits_to_keep" in vlm.encoder.accepted:
