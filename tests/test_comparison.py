@@ -16,15 +16,17 @@ import torch
 import kshot
 from kshot.cli import COMMANDS, main, parse
 from kshot.comparison import compare_methods, shift_agreement
+from kshot.comparison import obtain as obtaining
 from kshot.comparison import run as running
 from kshot.comparison.agreement import mean_cosine
 from kshot.comparison.cost import measure, peak_memory
-from kshot.comparison.obtain import wanted_methods
+from kshot.comparison.obtain import Budget, adapter_in, wanted_methods
 from kshot.data.task import load_task
 from kshot.episode import Episode
 from kshot.errors import DataError, OptionError, UnknownName
 from kshot.models.identity import weight_hash
 from kshot.models.vlm import VLM
+from kshot.training.distill_items import DistillItems
 from tests.models import tiny
 from tests.models.test_families import QA, episode
 
@@ -86,6 +88,7 @@ def test_rows_are_those_of_the_runs(compared, model):
         assert row.transfer.value == pytest.approx(statistics.fmean(scores(place / "transfer", "shots-0").values()))
         assert row.adapter_bytes == (place / "adapter" / "adapter_model.safetensors").stat().st_size
         assert row.training_seconds > 0
+        assert row.training_cpu_seconds > 0
     layers, width = len(model.anatomy.layers), compared.row("task_vector").parameters
     assert compared.row("live").parameters == layers * (width + 1)
 
@@ -94,9 +97,53 @@ def test_the_budget_is_the_same_for_all(compared):
     held = json.loads((compared.folder / "live" / "seed-0" / "adapter" / "training" / "config.json").read_text())
     data = held["config"]["data"]
     assert (data["samples"], data["held_out"], data["shots"]) == (9, 3, 4)
-    trainer = held["request"]["trainer"]
+    assert data["pool"] == 9  # nothing else is seen, demonstrations included
+    trainer = held["used"]["trainer"]
     assert (trainer["learning_rate"], trainer["num_train_epochs"]) == (0.02, 1)
     assert held["seeds"]["0"]["steps"] == 3
+
+
+def test_all_methods_see_the_same_labelled_examples(model, tmp_path, monkeypatch):
+    task, budget, seen = load_task("concept_pair", **PAIR), Budget(shots=2, samples=12), {}
+    monkeypatch.setattr(
+        obtaining, "fit_method", lambda vlm, method, source, **options: seen.update({method: source}) or Nothing()
+    )
+    budget.obtain(model, task, "task_vector", 1, tmp_path / "task_vector", {})
+    monkeypatch.setattr(obtaining, "distill", lambda out, **options: seen.update(options))
+    budget.obtain(model, task, "live", 1, tmp_path / "live", {})
+    names = ("shots", "samples", "held_out", "pool")
+    items = DistillItems(task, **{name: seen[name] for name in names}, seed=seen["seeds"])
+    assert {e.id for e in seen["task_vector"]} == {e.id for e in (*items.examples, *items.unseen)}
+    assert len(seen["task_vector"]) == 12
+    assert seen["trainer"] == {}  # as many steps as the method takes by itself
+
+
+class Nothing:
+    """An adapter that is not one."""
+
+    active_peft_config = None
+
+    def save_pretrained(self, *args, **options):
+        pass
+
+    def unload(self):
+        pass
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_methods_before_the_prompt_are_compared_too(model, tmp_path, method):
+    task, budget = load_task("concept_pair", **PAIR), Budget(shots=2, samples=8, epochs=1)
+    held = budget.obtain(model, task, method, 0, tmp_path, {"num_virtual_tokens": 2, "trainer": {"learning_rate": 1.0}})
+    assert held["cpu_seconds"] > 0
+    asked, names = [Episode((), task.queries[0])], [list(task.labels)]
+    bare = model.score(asked, names)
+    with adapter_in(model, tmp_path / "adapter", method):
+        assert model.soft is not None
+        assert model.soft.length == 2
+        within = model.score(asked, names)
+    assert model.soft is None
+    assert model.score(asked, names) == bare
+    assert max(abs(a - b) for a, b in zip(within[0], bare[0], strict=True)) > 1e-3
 
 
 def test_times_and_memory_are_of_every_row_but_one(compared):
@@ -175,7 +222,6 @@ def test_bad_input_is_refused_before_anything_is_done(model, tmp_path):
     for methods, error, message in (
         ("lvie", UnknownName, "did you mean"),
         ("zero_shot", OptionError, "is a baseline and always there"),
-        ("prompt_tuning", OptionError, "outside the model's layers"),
     ):
         with pytest.raises(error, match=message):
             compare_methods(model, task, methods=methods, out=tmp_path / "out", **OPTIONS)
@@ -206,6 +252,7 @@ def test_recipes_are_read_as_the_command_line_reads_them(recipe):
     assert given["transfer_options"] == {"root": "OKVQA"}
     assert given["model_options"] == {"dtype": "bfloat16"}
     assert wanted_methods(given["methods"])[:2] == ("live", "mimic")
+    assert set(wanted_methods("all")) >= {"live", "mtv", "lora", "prompt_tuning", "prefix_tuning"}
 
 
 # --- agreement ------------------------------------------------------------------------------------------------------------------

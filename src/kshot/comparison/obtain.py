@@ -18,20 +18,21 @@ from peft import PeftModel
 from kshot.comparison.cost import peak_memory
 from kshot.comparison.table import FEW, ZERO
 from kshot.data.task import Task
+from kshot.episode import Example
 from kshot.errors import OptionError, UnknownName
 from kshot.evaluation.cells import FORMAT_ONLY
 from kshot.evaluation.options import names_of
 from kshot.evaluation.runs import read_json, write_json
 from kshot.methods import methods as registry
 from kshot.methods.fit import fit_method
+from kshot.methods.of_peft import OF_PEFT
 from kshot.models.adapters import CONFIG
 from kshot.models.base import PromptStyle
+from kshot.models.soft_prompts import SoftPrompt, is_soft
 from kshot.models.vlm import VLM
 from kshot.training.distill import distill
-from kshot.training.distill_adapter import OF_PEFT, remove_adapter
-
-OUTSIDE = ("prompt_tuning", "prefix_tuning")
-"""Methods of PEFT that act outside the model's layers; :class:`~kshot.models.vlm.VLM` does not answer with them."""
+from kshot.training.distill_adapter import remove_adapter
+from kshot.training.distill_items import DistillItems
 
 
 def wanted_methods(methods: str | Sequence[str]) -> tuple[str, ...]:
@@ -39,21 +40,17 @@ def wanted_methods(methods: str | Sequence[str]) -> tuple[str, ...]:
 
     Raises:
         UnknownName: there is no such method.
-        OptionError: it is a baseline, or cannot be compared.
+        OptionError: it is a baseline.
     """
     known = [*registry.names(), *(name for name in OF_PEFT if name not in registry)]
     wanted = names_of(methods, "method")
     if wanted == ("all",):
-        return tuple(name for name in known if name not in OUTSIDE)
+        return tuple(known)
     for name in wanted:
         if name in (ZERO, FEW, FORMAT_ONLY):
             raise OptionError(f"methods: {name} is a baseline and always there")
         if name not in known:
             raise UnknownName("method", name, known)
-        if name in OUTSIDE:
-            raise OptionError(
-                f"methods: {name} adds tokens outside the model's layers; kshot does not answer with it yet"
-            )
     return wanted
 
 
@@ -68,8 +65,9 @@ class Budget:
 
     Attributes:
         shots: demonstrations in each prompt it learns from.
-        samples: labelled examples in all.
-        epochs: passes over them.
+        samples: labelled examples in all, demonstrations and those by which choices are made included.
+        held: those of them by which the best epoch of trained methods is chosen; ``None``: a quarter, at most 100.
+        epochs: passes over the others, for methods that are trained; ``None``: each method's own number of steps.
         style: of the prompts.
         batch_size: prompts that estimated methods read together.
         trainer: arguments of TrainingArguments for methods that are trained.
@@ -77,7 +75,8 @@ class Budget:
 
     shots: int
     samples: int
-    epochs: float
+    epochs: float | None = None
+    held: int | None = None
     style: PromptStyle = "auto"
     batch_size: int | None = None
     trainer: Mapping[str, Any] = field(default_factory=dict)
@@ -85,7 +84,14 @@ class Budget:
     @property
     def held_out(self) -> int:
         """Those of the samples by which the best epoch is chosen."""
-        return min(100, max(1, self.samples // 4))
+        return min(100, max(1, self.samples // 4)) if self.held is None else self.held
+
+    def examples(self, task: Task, seed: int) -> list[Example]:
+        """The labelled examples: for all methods the same."""
+        items = DistillItems(
+            task, shots=0, samples=self.samples - self.held_out, held_out=self.held_out, pool="samples", seed=seed
+        )
+        return [*items.examples, *items.unseen]
 
     def obtain(
         self, vlm: VLM, task: Task, method: str, seed: int, place: Path, options: Mapping[str, Any]
@@ -97,7 +103,7 @@ class Budget:
             options: of the method itself, or of kshot distill.
 
         Returns:
-            What ``place / "fit.json"`` holds: options, seconds, peak_mb.
+            What ``place / "fit.json"`` holds: options, seconds, cpu_seconds, peak_mb.
 
         Raises:
             OptionError: the adapter that is there was made with other options.
@@ -110,12 +116,13 @@ class Budget:
                     f"{place} was made with other options of {method}: {held['options']} (remove it to make it anew)"
                 )
             return held
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), time.process_time()
         with peak_memory(vlm.device) as peak:
             (self._train if trainable(method) else self._estimate)(vlm, task, method, seed, adapter, own)
         held = {
             "options": own,
             "seconds": time.perf_counter() - begin,
+            "cpu_seconds": time.process_time() - used,
             "peak_mb": None if math.isnan(peak.megabytes) else peak.megabytes,
         }
         write_json(record, held)
@@ -125,7 +132,8 @@ class Budget:
     def _estimate(self, vlm: VLM, task: Task, method: str, seed: int, adapter: Path, own: Mapping[str, Any]) -> None:
         more = {"batch_size": self.batch_size} if self.batch_size is not None else {}
         common: dict[str, Any] = {"shots": self.shots, "samples": self.samples, "seed": seed, "style": self.style}
-        made = fit_method(vlm, method, task, **(common | more | dict(own)))
+        common |= {"template": task.template}
+        made = fit_method(vlm, method, self.examples(task, seed), **(common | more | dict(own)))
         try:
             made.save_pretrained(str(adapter), save_embedding_layers=False)
         finally:
@@ -134,11 +142,13 @@ class Budget:
     def _train(self, vlm: VLM, task: Task, method: str, seed: int, adapter: Path, own: Mapping[str, Any]) -> None:
         known = set(signature(distill).parameters)
         given = {name: value for name, value in own.items() if name in known}
-        trainer = {"num_train_epochs": self.epochs} | dict(self.trainer) | dict(given.pop("trainer", None) or {})
+        trainer = {} if self.epochs is None else {"num_train_epochs": self.epochs}
+        trainer |= dict(self.trainer) | dict(given.pop("trainer", None) or {})
         common: dict[str, Any] = {
             "shots": self.shots,
             "samples": self.samples - self.held_out,
             "held_out": self.held_out,
+            "pool": "samples",
             "seeds": seed,
             "style": self.style,
             "trainer": trainer,
@@ -151,6 +161,7 @@ class Budget:
 def adapter_in(vlm: VLM, folder: Path, name: str) -> Iterator[None]:
     """The model with an adapter in its layers, under a name that the records of runs show."""
     made = PeftModel.from_pretrained(vlm.model, str(folder)).eval()
+    vlm.soft = SoftPrompt(made) if is_soft(made) else None
     before, vlm.adapter = vlm.adapter, name
     try:
         yield

@@ -57,7 +57,8 @@ def compare_methods(
     methods: str | Sequence[str] = ("live", "mimic"),
     shots: int = 8,
     samples: int = 200,
-    epochs: float = 10,
+    epochs: float | None = None,
+    held_out: int | None = None,
     seeds: int = 1,
     seed: int = 0,
     limit: int | None = 500,
@@ -82,9 +83,11 @@ def compare_methods(
         task: name of a task with a support set that all queries share, or a task.
         methods: names with commas, or "all": everything that is registered, and LoRA.
         shots: demonstrations: in few-shot prompts, and in those that the methods learn from.
-        samples: labelled examples of the support set for each method, those included by which it makes its choices (a quarter, at most
-            100, of trained methods; half of estimated ones).
-        epochs: passes over them, for methods that are trained.
+        samples: labelled examples of the support set for each method, its demonstrations included, and those by which it makes its
+            choices (half of them for estimated methods).
+        epochs: passes over them, for methods that are trained. Default: each as it is trained by itself, see kshot distill.
+        held_out: those of the samples by which the best epoch of trained methods is chosen. Default: a quarter, at most 100; 0: none,
+            the last epoch is kept.
         seeds: number of seeds, from which samples, demonstrations and initial values derive.
         seed: the first of them.
         limit: a random sample of that many queries, the same for all rows.
@@ -111,7 +114,9 @@ def compare_methods(
     ):  # fmt: skip
         if number < least:
             raise OptionError(f"{name}={number}: must be {least} or more")
-    if not epochs > 0:
+    if held_out is not None and not 0 <= held_out < samples - shots:
+        raise OptionError(f"held_out={held_out}: must leave more than {shots} of {samples} samples to learn from")
+    if epochs is not None and not epochs > 0:
         raise OptionError(f"epochs={epochs}: must be more than 0")
     wanted = wanted_methods(methods)
     strangers = sorted(set(options or {}) - set(wanted))
@@ -130,8 +135,8 @@ def compare_methods(
     if getattr(vlm.model, "peft_config", None):
         raise OptionError(f"{vlm.name} has an adapter already: compare the methods on the bare model")
     work = _Comparing(
-        vlm, the_task, other, Path(out), shots, samples, epochs, range(seed, seed + seeds), limit, with_demonstrations, rounds, tokens,
-        style, batch_size, trainer or {}, options or {},
+        vlm, the_task, other, Path(out), shots, samples, epochs, held_out, range(seed, seed + seeds), limit, with_demonstrations,
+        rounds, tokens, style, batch_size, trainer or {}, options or {},
     )  # fmt: skip
     work.start()
     found = work.compare(wanted)
@@ -152,7 +157,8 @@ class _Comparing:
     folder: Path
     shots: int
     samples: int
-    epochs: float
+    epochs: float | None
+    held_out: int | None
     seeds: range
     limit: int | None
     with_demonstrations: bool
@@ -164,7 +170,9 @@ class _Comparing:
     options: Mapping[str, Mapping[str, Any]]
 
     def __post_init__(self) -> None:
-        self.budget = Budget(self.shots, self.samples, self.epochs, self.style, self.batch_size, self.trainer)
+        self.budget = Budget(
+            self.shots, self.samples, self.epochs, self.held_out, self.style, self.batch_size, self.trainer
+        )
         self.common: dict[str, Any] = {
             "limit": self.limit, "style": self.style, "batch_size": self.batch_size, "controls": "none",
         }  # fmt: skip
@@ -179,7 +187,8 @@ class _Comparing:
             "model": {k: v for k, v in self.vlm.describe().items() if k not in ("versions", "device", "source")},
             "task": self.task.describe(),
             "transfer": None if self.transfer is None else self.transfer.describe(),
-            "shots": self.shots, "samples": self.samples, "epochs": self.epochs, "seeds": list(self.seeds), "limit": self.limit,
+            "shots": self.shots, "samples": self.samples, "epochs": self.epochs, "held_out": self.budget.held_out,
+            "seeds": list(self.seeds), "limit": self.limit,
             "style": self.style, "batch_size": self.batch_size, "trainer": dict(self.trainer),
         }  # fmt: skip
         path = self.folder / "comparison.json"
@@ -290,6 +299,7 @@ class _Comparing:
             parameters=parameters_in(weights),
             adapter_bytes=weights.stat().st_size,
             training_seconds=statistics.fmean(fit["seconds"] for fit in fits),
+            training_cpu_seconds=statistics.fmean(fit["cpu_seconds"] for fit in fits),
             training_peak_mb=max(fit["peak_mb"] or NO for fit in fits),
             with_demonstrations=over_seeds(runs["with_demonstrations"], self.shots),
             transfer=over_seeds(runs["transfer"], 0),
@@ -337,7 +347,8 @@ class _Comparing:
             "model": self.vlm.name, "weights": about["weights"], "dtype": about["dtype"], "task": self.task.name,
             "task_options": {k: v for k, v in self.task.describe().items() if k != "task"}, "metric": base.metric,
             "transfer_task": "" if self.transfer is None else self.transfer.name, "budget_shots": self.shots, "samples": self.samples,
-            "held_out": self.budget.held_out, "epochs": self.epochs, "first_seed": self.seeds[0], "queries": base.rows[0].queries,
+            "held_out": self.budget.held_out, "epochs": self.epochs or "", "first_seed": self.seeds[0],
+            "queries": base.rows[0].queries,
             "agreement": round(agreement.cosine, 4), "device": around["accelerator"] or f"{around['processor']} CPU",
             "threads": torch.get_num_threads(), **{f"{name}_version": around["versions"].get(name, "") for name in PACKAGES[:5]},
         }  # fmt: skip

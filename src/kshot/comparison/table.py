@@ -56,7 +56,7 @@ class MethodRow:
         spread: standard deviation of the score between seeds.
         gain: score minus that without demonstrations, paired by query.
         parameters, adapter_bytes: what is stored.
-        training_seconds, training_peak_mb: to obtain it, mean and maximum over seeds.
+        training_seconds, training_cpu_seconds, training_peak_mb: to obtain it, means and maximum over seeds.
         first_token_ms, first_token_ratio, token_ms, token_ratio: time to the first token and for each further one, and their ratios to
             the bare model on the query alone, measured in alternation.
         peak_mb: most memory while answering.
@@ -75,6 +75,7 @@ class MethodRow:
     parameters: int = 0
     adapter_bytes: int = 0
     training_seconds: float = NO
+    training_cpu_seconds: float = NO
     training_peak_mb: float = NO
     first_token_ms: float = NO
     first_token_ratio: float = NO
@@ -123,7 +124,9 @@ class MethodComparison:
     def title(self) -> str:
         """One line."""
         f = self.facts
-        return f"{f['model']}, {f['task']}: {f['samples']} labelled examples, {f['budget_shots']} shots, {f['epochs']:g} epochs"
+        return f"{f['model']}, {f['task']}: {f['samples']} labelled examples, {f['budget_shots']} shots" + (
+            f", {f['epochs']:g} epochs" if f["epochs"] else ""
+        )
 
     def table_rows(self) -> tuple[list[str], list[list[str]]]:
         """Head and body of the table, as text; columns without any entry are left out."""
