@@ -239,7 +239,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * _rate(step, settings)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.vq.parameters(), settings.clip)
         self.optimizer.step()
         self.chosen += torch.bincount(ids, minlength=self.tokenizer.codes)

@@ -26,7 +26,7 @@ def checked_precision(precision: str) -> Precision:
     """
     for known in get_args(Precision):
         if precision == known:
-            return known  # type: ignore[no-any-return]
+            return known
     raise OptionError(f"unknown precision {precision!r}: use {', '.join(get_args(Precision))}")
 
 

@@ -257,9 +257,8 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(held, dict):
             raise TypeError("no JSON object")
         numbers = ("format", "vocab_size", "codes", "bos_token_id", "eos_token_id", "pad_token_id", "size")
-        record = {name: int(held[name]) for name in numbers} | {
-            name: str(held[name]) for name in ("resize", "fingerprint")
-        }
+        record: dict[str, Any] = {name: int(held[name]) for name in numbers}
+        record |= {name: str(held[name]) for name in ("resize", "fingerprint")}
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is damaged: {error!r}") from error
     if record["format"] != FORMAT:

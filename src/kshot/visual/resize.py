@@ -46,7 +46,7 @@ def checked_rule(rule: str) -> ResizeRule:
     """
     for known in get_args(ResizeRule):
         if rule == known:
-            return known  # type: ignore[no-any-return]
+            return known
     raise OptionError(f"unknown resize rule {rule!r}: use {', '.join(get_args(ResizeRule))}")
 
 
