@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -35,6 +36,8 @@ from kshot.models.anatomy import Anatomy
 logger = logging.getLogger(__name__)
 
 PREFIX = "kshot_"
+LAYERS = "kshot_layers"
+"""Attribute of attention modules: those of their children that act on heads, while there are any."""
 Query = Literal["post_rope", "pre_rope"]
 
 
@@ -69,7 +72,7 @@ class HeadShiftLayer(ShiftLayer):
     def __init__(self, place: Place):
         super().__init__(place)
         self.selection: list[Selection] = []  # at most one
-        self._handles: list[Any] = []
+        self._query_handle: Any = None
         self._plain_query: torch.Tensor | None = None
 
     def shift_heads(self, adapter: str, heads: Heads) -> torch.Tensor:
@@ -80,40 +83,30 @@ class HeadShiftLayer(ShiftLayer):
         raise NotImplementedError
 
     def attach(self, module: nn.Module) -> None:
-        if not self._handles:
-            self._handles = [module.register_forward_pre_hook(self._before)]
-            for selection in self.selection:
-                selection.take()
-        if len(self._handles) == 1 and any(map(wants_plain_query, self.configs.values())):
-            self._handles.append(query_projection(module).register_forward_hook(self._keep_query))
+        for selection in self.selection:
+            selection.take(self, module)
+        if self._query_handle is None and any(map(wants_plain_query, self.configs.values())):
+            self._query_handle = query_projection(module).register_forward_hook(self._keep_query)
 
     def detach(self) -> None:
-        if self._handles:
-            for selection in self.selection:
-                selection.release()
-        while self._handles:
-            self._handles.pop().remove()
+        for selection in self.selection:
+            selection.release(self)
+        if self._query_handle is not None:
+            self._query_handle.remove()
+            self._query_handle = None
 
-    def shifted(self, heads: Heads, adapters: Sequence[str]) -> Heads:
-        """The call with what adapters make of its output, one after another."""
+    def shifted(self, heads: Heads, adapters: Sequence[str]) -> torch.Tensor:
+        """What adapters make of the output of the call, one after another."""
         plain, self._plain_query = self._plain_query, None
-        for adapter in adapters:
+        for number, adapter in enumerate(adapters):
             query = heads.rotated
             if wants_plain_query(self.configs[adapter]):
                 assert plain is not None
                 query = plain
-            if query is not heads.query:
-                heads = heads._replace(query=query)
-            heads = heads._replace(output=self.shift_heads(adapter, heads))
-        return heads
-
-    def _before(self, module: Any, inputs: Any) -> None:
-        # Without this, set_attn_implementation would switch the adapter off in silence.
-        if not str(module.config._attn_implementation).startswith(PREFIX) and self.acting():
-            raise ModelError(
-                f"the attention of a model with an active adapter was set to {module.config._attn_implementation!r}, which "
-                "knows nothing of the adapter: choose the attention before the adapter is put into the model"
-            )
+            if number or query is not heads.query:
+                heads = heads._replace(query=query, output=output if number else heads.output)
+            output = self.shift_heads(adapter, heads)
+        return output
 
     def _keep_query(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         if self.acting():
@@ -185,28 +178,54 @@ class Selection:
 
     Attributes:
         before: pairs of a configuration and the name of the implementation that it had.
-        users: number of layers that need it.
+        users: the layers that need it, each with the attention module that it is a child of.
     """
 
     def __init__(self, configs: list[Any]):
         self.before = [(config, str(config._attn_implementation)) for config in configs]
-        self.users = 0
+        self.users: list[tuple[HeadShiftLayer, Any]] = []
+        self._watch: Any = None
 
-    def take(self) -> None:
-        """One more user; the first sets the attention."""
+    def take(self, layer: HeadShiftLayer, module: Any) -> None:
+        """One more user, unless it is one already; the first sets the attention."""
+        if any(user is layer for user, _ in self.users):
+            return
         if not self.users:
             self.before = [(config, str(config._attn_implementation)) for config, _ in self.before]
             for config, name in self.before:
                 config._attn_implementation_internal = register(name)
-        self.users += 1
+        self.users.append((layer, module))
+        setattr(module, LAYERS, [*getattr(module, LAYERS, ()), layer])
+        self._watch_first()
 
-    def release(self) -> None:
-        """One user less; the last restores what was before."""
-        self.users -= 1
+    def release(self, layer: HeadShiftLayer) -> None:
+        """One user less, if it is one; the last restores what was before."""
+        for user, module in self.users:
+            if user is layer:
+                left = [other for other in getattr(module, LAYERS) if other is not layer]
+                setattr(module, LAYERS, left) if left else delattr(module, LAYERS)
+        self.users = [(user, module) for user, module in self.users if user is not layer]
+        self._watch_first()
         if not self.users:
             for config, name in self.before:
                 if str(config._attn_implementation).startswith(PREFIX):
                     config._attn_implementation_internal = name
+
+    def _watch_first(self) -> None:
+        # One module is enough to notice a change, and a hook on each would be a good part of what an adapter costs.
+        if self._watch is not None:
+            self._watch.remove()
+        self._watch = self.users[0][1].register_forward_pre_hook(self._check) if self.users else None
+
+    def _check(self, module: Any, inputs: Any) -> None:
+        # Without this, set_attn_implementation would switch adapters off in silence.
+        for config, _ in self.before:
+            name = str(config._attn_implementation)
+            if not name.startswith(PREFIX) and any(layer.acting() for layer, _ in self.users):
+                raise ModelError(
+                    f"the attention of a model with an active adapter was set to {name!r}, which knows nothing of the "
+                    "adapter: choose the attention before the adapter is put into the model"
+                )
 
 
 def selection_for(model: Any, modules: list[nn.Module]) -> Selection:
@@ -267,10 +286,7 @@ def register(base: str) -> str:
             logger.warning("attention %r cannot be adapted; SDPA is used while the model has an adapter in it", base)
         variant = "eager" if base == "eager" else "auto"
 
-        def function(module: Any, *args: Any, **kwargs: Any) -> Any:
-            return attention(module, *args, plain=plain, variant=variant, **kwargs)
-
-        AttentionInterface.register(name, function)
+        AttentionInterface.register(name, partial(attention, plain=plain, variant=variant))
         AttentionMaskInterface.register(name, eager_mask if base == "eager" else sdpa_mask)
     return name
 
@@ -310,8 +326,9 @@ def attention(
     Returns:
         ``[batch, queries, heads, width]``, and no weights.
     """
-    present = [(layer, layer.acting()) for layer in module.children() if isinstance(layer, HeadShiftLayer)]
-    layers = [(layer, adapters) for layer, adapters in present if adapters]
+    # What runs for each token and layer is written for few steps of Python: with small models they are what an adapter costs.
+    present = [(layer, layer.acting()) for layer in getattr(module, LAYERS, ())]
+    layers = [pair for pair in present if pair[1]]
     if not layers:
         named = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "softcap": softcap} | kwargs
         given = {name: argument for name, argument in named.items() if argument is not None}
@@ -342,7 +359,6 @@ def attention(
         dropout=dropout,
         variant=variant,
     )
-    heads = Heads(query, output, normaliser, query, key, value, scale, softcap)
     for layer, adapters in layers:
-        heads = layer.shifted(heads, adapters)
-    return heads.output.transpose(1, 2).contiguous(), None
+        output = layer.shifted(Heads(query, output, normaliser, query, key, value, scale, softcap), adapters)
+    return output.transpose(1, 2).contiguous(), None

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,18 @@ def attend(
         ValueError: the variant cannot do this; the message says why.
     """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if (
+        variant == "auto"
+        and query.shape[2] == 1
+        and query.device.type == "cpu"
+        and query.dtype is torch.float32
+        and softcap is None
+        and not dropout
+        and (mask is None or mask.shape[1] == 1)
+        and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+        and not torch.is_grad_enabled()
+    ):
+        return _one_token(query, key, value, mask, scale)
     call = Call(query, key, value, mask, causal and mask is None, scale, softcap, dropout)
     if variant == "auto":
         return VARIANTS[choose(call)].run(call)
@@ -73,8 +85,7 @@ def attend(
     return VARIANTS[variant].run(call)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """Arguments of :func:`attend`, defaults filled in."""
 
     query: torch.Tensor
@@ -105,11 +116,13 @@ class Variant:
 def choose(call: Call) -> str:
     """The name of the fastest variant that can be used for a call."""
     device = call.query.device.type
-    if device == "cpu" and call.query.shape[2] == 1 and call.query.dtype in (torch.bfloat16, torch.float16):
-        return "eager"  # measured: four times as fast as the fused kernel, which is made for long queries
+    if device == "cpu":
+        if call.query.shape[2] == 1 and call.query.dtype in (torch.bfloat16, torch.float16):
+            return "eager"  # measured: four times as fast as the fused kernel, which is made for long queries
+        return "cpu_flash" if _cpu_obstacle(call) is None else "eager"
     for name, variant in VARIANTS.items():
         usable = variant.device == device and variant.obstacle(call) is None
-        if usable and (device == "cpu" or trusted(name, device, call.query.dtype)):
+        if usable and trusted(name, device, call.query.dtype):
             return name
     return "eager"
 
@@ -165,7 +178,28 @@ def fused_cpu(call: Call) -> Attended:
     if groups > 1 and call.query.shape[2] == 1:
         return _packed(call, groups, fused_cpu)
     mask = None if call.mask is None else additive(call.mask, call.query.dtype)
-    return _CpuFlash.apply(call.query, call.key, call.value, mask, call.causal and call.query.shape[2] > 1, call.scale)
+    causal = call.causal and call.query.shape[2] > 1
+    if not torch.is_grad_enabled():  # a call through autograd costs as much as attention to a short prompt
+        return aten._scaled_dot_product_flash_attention_for_cpu(
+            call.query, call.key, call.value, 0.0, causal, attn_mask=mask, scale=call.scale
+        )
+    return _CpuFlash.apply(call.query, call.key, call.value, mask, causal, call.scale)
+
+
+def _one_token(query: Any, key: Any, value: Any, mask: Any, scale: float) -> Attended:
+    """:func:`fused_cpu` of one query a row, without gradients: decoding, where the steps of Python count as much as attention."""
+    rows, heads, _, width = query.shape
+    key_heads = key.shape[1]
+    if key_heads != heads:
+        query = query.reshape(rows, key_heads, heads // key_heads, width)
+    if mask is not None:
+        mask = additive(mask, query.dtype)
+    output, normaliser = aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, False, attn_mask=mask, scale=scale
+    )
+    if key_heads != heads:
+        return output.reshape(rows, heads, 1, width), normaliser.reshape(rows, heads, 1)
+    return output, normaliser
 
 
 def efficient(call: Call) -> Attended:

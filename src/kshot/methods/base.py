@@ -158,7 +158,14 @@ class ShiftLayer(nn.Module, BaseTunerLayer):
         """The adapters that are active and have parameters here."""
         if self._disable_adapters or not self.configs:
             return []
-        return [name for name in self.active_adapters if name in self.configs]
+        active = self.active_adapter
+        return [name for name in ([active] if isinstance(active, str) else active) if name in self.configs]
+
+    def parameter(self, name: str, adapter: str) -> torch.Tensor:
+        """An adapter's parameter, for what runs at each layer and token: looking it up by attributes takes longer than using it."""
+        held: Any = self._modules[name]
+        found: torch.Tensor | None = held._parameters.get(adapter)
+        return held[adapter] if found is None else found  # FSDP may keep it elsewhere
 
     def add_adapter(self, adapter: str, config: Any, device: torch.device, dtype: torch.dtype) -> None:
         """Give an adapter its initial parameters."""

@@ -49,7 +49,7 @@ class BiasLayer(ResidualShiftLayer):
         return {"bias_shift_vector": torch.randn(self.width, generator=random) * config.std}
 
     def shift(self, adapter: str, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden + self.bias_shift_vector[adapter].to(hidden.dtype)
+        return hidden + self.parameter("bias_shift_vector", adapter).to(hidden.dtype)
 
     def combine(self, adapter: str, parts: Sequence[tuple[str, float]]) -> None:
         self.bias_shift_vector[adapter].copy_(sum(weight * self.bias_shift_vector[name] for name, weight in parts))

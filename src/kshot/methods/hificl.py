@@ -83,22 +83,28 @@ class HificlLayer(HeadShiftLayer):
 
     def pairs(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The virtual keys and values of an adapter, ``[heads, pairs, head width]`` each."""
-        if adapter in self.hificl_key:
-            return self.hificl_key[adapter], self.hificl_value[adapter]
-        return (
-            self.hificl_key_left[adapter] @ self.hificl_key_right[adapter],
-            self.hificl_value_left[adapter] @ self.hificl_value_right[adapter],
+        if self.configs[adapter].rank is None:
+            return self.parameter("hificl_key", adapter), self.parameter("hificl_value", adapter)
+        left_key, right_key, left_value, right_value = (
+            self.parameter(f"hificl_{name}", adapter) for name in ("key_left", "key_right", "value_left", "value_right")
         )
+        return torch.bmm(left_key, right_key), torch.bmm(left_value, right_value)
 
     def shift_heads(self, adapter: str, heads: Heads) -> torch.Tensor:
         key, value = (states.to(heads.output.dtype) for states in self.pairs(adapter))
-        logits = torch.einsum("bhtd,hnd->bhtn", heads.query, key) * heads.scale
+        # One product a head for the queries of all rows.
+        rows, count, queries, _ = heads.query.shape
+        query = heads.query.transpose(0, 1).reshape(count, rows * queries, -1)
+        logits = torch.bmm(query, key.transpose(1, 2)).unflatten(1, (rows, queries)) * heads.scale
         if heads.softcap is not None:
             logits = heads.softcap * torch.tanh(logits / heads.softcap)
         exact = logits.to(heads.normaliser.dtype)
-        share = torch.sigmoid(exact.logsumexp(-1) - heads.normaliser).to(heads.output.dtype).unsqueeze(-1)
-        virtual = torch.einsum("bhtn,hnd->bhtd", exact.softmax(-1).to(value.dtype), value)
-        return torch.lerp(heads.output, virtual, share)
+        weights = exact.softmax(-1).to(value.dtype).flatten(1, 2)
+        virtual = torch.bmm(weights, value).unflatten(1, (rows, queries)).transpose(0, 1)
+        share = torch.sigmoid(exact.logsumexp(-1).transpose(0, 1) - heads.normaliser).to(heads.output.dtype)
+        if torch.is_grad_enabled():
+            return torch.lerp(heads.output, virtual, share.unsqueeze(-1))
+        return heads.output.lerp_(virtual, share.unsqueeze(-1))
 
 
 class HificlModel(HeadShiftModel):

@@ -61,8 +61,8 @@ class LiveLayer(ResidualShiftLayer):
 
     def offset(self, adapter: str) -> torch.Tensor:
         """What is added, ``[width]``: the scaled vector."""
-        alpha = self.live_alpha[adapter]
-        return (alpha.sigmoid() if self.configs[adapter].sigmoid else alpha) * self.live_vector[adapter]
+        alpha = self.parameter("live_alpha", adapter)
+        return (alpha.sigmoid() if self.configs[adapter].sigmoid else alpha) * self.parameter("live_vector", adapter)
 
     def shift(self, adapter: str, hidden: torch.Tensor) -> torch.Tensor:
         return rescaled(hidden, self.offset(adapter))
@@ -85,7 +85,9 @@ def rescaled(hidden: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     exact = torch.promote_types(hidden.dtype, torch.float32)
     before = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=exact)
     after = torch.linalg.vector_norm(moved, dim=-1, keepdim=True, dtype=exact)
-    return moved * (before / after.clamp_min(torch.finfo(exact).tiny)).to(hidden.dtype)
+    if torch.is_grad_enabled():
+        return moved * (before / after.clamp_min(torch.finfo(exact).tiny)).to(hidden.dtype)
+    return moved.mul_(before.div_(after.clamp_min_(torch.finfo(exact).tiny)).to(hidden.dtype))
 
 
 class LiveModel(ShiftModel):

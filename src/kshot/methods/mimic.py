@@ -73,25 +73,33 @@ class MimicLayer(HeadShiftLayer):
         return values
 
     def shift_heads(self, adapter: str, heads: Heads) -> torch.Tensor:
-        shift = self.mimic_shift[adapter].to(heads.output.dtype)[:, None]
-        if adapter not in self.mimic_weight:
-            return heads.output + shift
-        share = self.share(adapter, heads).to(heads.output.dtype).unsqueeze(-1)
+        output, shift = heads.output, self.parameter("mimic_shift", adapter).unsqueeze(1)
+        if shift.dtype is not output.dtype:
+            shift = shift.to(output.dtype)
+        if self.configs[adapter].scale == "fixed":
+            return output + shift
+        share = self.share(adapter, heads).unsqueeze(-1)
+        if share.dtype is not output.dtype:
+            share = share.to(output.dtype)
         if torch.is_grad_enabled():
-            return torch.addcmul(heads.output, share, shift)
-        return heads.output.addcmul_(share, shift)  # a new tensor costs three times as much as the sum
+            return torch.addcmul(output, share, shift)
+        return output.addcmul_(share, shift)  # a new tensor costs three times as much as the sum
 
     def share(self, adapter: str, heads: Heads) -> torch.Tensor:
         """The share mu of each query that belongs to the demonstrations, ``[batch, heads, queries]``."""
-        exact = heads.normaliser.dtype
-        query, weight = heads.query.to(exact), self.mimic_weight[adapter].to(exact)
+        query, normaliser = heads.query, heads.normaliser
+        weight, bias = self.parameter("mimic_weight", adapter), self.parameter("mimic_bias", adapter)
+        if not query.dtype is weight.dtype is normaliser.dtype:
+            query, weight, bias = (part.to(normaliser.dtype) for part in (query, weight, bias))
         if query.shape[2] == 1:  # while decoding, what counts is the number of calls
-            log_demonstrations = (query * weight[:, None]).sum(-1)
+            log_demonstrations = (query * weight.unsqueeze(1)).sum(-1)
         else:
             log_demonstrations = torch.einsum("bhtd,hd->bht", query, weight.expand(query.shape[1], -1))
-        log_demonstrations = log_demonstrations + self.mimic_bias[adapter].to(exact)[:, None]
-        normaliser = unmasked(heads) if self.configs[adapter].paper_code else heads.normaliser
-        return torch.sigmoid(log_demonstrations - normaliser)
+        if self.configs[adapter].paper_code:
+            normaliser = unmasked(heads)
+        if torch.is_grad_enabled():
+            return torch.sigmoid(log_demonstrations + bias.unsqueeze(1) - normaliser)
+        return log_demonstrations.add_(bias.unsqueeze(1)).sub_(normaliser).sigmoid_()
 
 
 def unmasked(heads: Heads) -> torch.Tensor:
