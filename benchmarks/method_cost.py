@@ -1,8 +1,8 @@
 """What methods add to the cost of a model: ratios to the bare model, in fp32 on the CPU.
 
 ``attention``: one call of the attention function, batch 4, 8 heads of width 64: causal prefill of 512 tokens, and decoding one token
-behind 2,048 keys. ``layer``: one decoder layer of width 512 on the same. ``model``: a random LLaVA of 15 million parameters: prompts of
-one picture (``prefill``) or of 256 tokens (``prefill 256``), and one more token behind a cache of 256 tokens (``decode``), batch 4.
+behind 2,048 keys. ``layer``: one decoder layer of width 512 on the same. ``model``: a random LLaVA of 15 million parameters: prompts
+of one picture (``prefill``) or of 256 tokens (``prefill 256``), and one token behind a cache of 256 tokens (``decode``), batch 4.
 
 Ways beside kshot's methods, for contrast:
 

@@ -98,13 +98,14 @@ class HeadShiftLayer(ShiftLayer):
     def shifted(self, heads: Heads, adapters: Sequence[str]) -> torch.Tensor:
         """What adapters make of the output of the call, one after another."""
         plain, self._plain_query = self._plain_query, None
-        for number, adapter in enumerate(adapters):
+        output = heads.output
+        for adapter in adapters:
             query = heads.rotated
             if wants_plain_query(self.configs[adapter]):
                 assert plain is not None
                 query = plain
-            if number or query is not heads.query:
-                heads = heads._replace(query=query, output=output if number else heads.output)
+            if query is not heads.query or output is not heads.output:
+                heads = heads._replace(query=query, output=output)
             output = self.shift_heads(adapter, heads)
         return output
 
