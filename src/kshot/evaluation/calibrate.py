@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from kshot.evaluation.environment import environment
 from kshot.evaluation.options import numbers_of
-from kshot.evaluation.perplexity import RESAMPLES, Figure, check_examples, drawn_examples, figures_of, measure
+from kshot.evaluation.perplexity import RESAMPLES, Figure, figures_of
 from kshot.evaluation.runs import write_json
+from kshot.evaluation.visual_examples import check_examples, drawn_examples, measure
 from kshot.evaluation.visual_lines import read_lines
 from kshot.evaluation.visual_model import lasting, load_visual_model
 from kshot.metrics.stats import bootstrap_interval

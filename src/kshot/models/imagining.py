@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import Cache
 
+from kshot.models.batching import BatchRunner
 from kshot.models.code_sampling import CodeSampler, Sampling, random_numbers
 from kshot.models.reserved_cache import make_cache, select_rows
 from kshot.models.visual_window import Plan
@@ -52,6 +53,26 @@ class Imaginer:
 
     def __init__(self, model: Any, codes: int, tokens: int, bos: int | None = None):
         self.model, self.codes, self.tokens, self.bos = model, codes, tokens, bos
+
+    def run_all(
+        self, rows: Sequence[Row], plans: Sequence[Plan], sampling: Sampling, batch_size: int
+    ) -> list[torch.Tensor]:
+        """New ids for rows of any lengths, each of shape ``(frames, tokens)``; those of equal length and plan go on together.
+
+        Args:
+            rows: in any number; those of one prompt stand together.
+            plans: of the prompts, by their numbers.
+            sampling: how codes are chosen.
+            batch_size: most rows at a time; halved if memory runs out.
+        """
+        alike = [(len(row.ids), plans[row.prompt]) for row in rows]
+        kinds = {found: kind for kind, found in enumerate(dict.fromkeys(alike))}
+
+        def work(batch: list[int]) -> list[torch.Tensor]:
+            together = [rows[number] for number in batch]
+            return list(self.run(together, plans[together[0].prompt], sampling))
+
+        return BatchRunner(batch_size).run([len(row.ids) for row in rows], work, [kinds[found] for found in alike])
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row], plan: Plan, sampling: Sampling) -> torch.Tensor:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import json
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
@@ -23,10 +18,17 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 from transformers.utils import cached_file
-from transformers.utils import logging as hf_logging
 
-from kshot.errors import MissingExtra, ModelError, OptionError
+from kshot.errors import ModelError, OptionError
 from kshot.models.adapters import adapted
+from kshot.models.loading_weights import (
+    default_device,
+    dtype_of,
+    load_weights,
+    quantization_of,
+    quiet_unless_watched,
+    sentence_of,
+)
 from kshot.models.processors import load_processor
 from kshot.models.reuse import Switch
 from kshot.models.rope_table import RopeTable
@@ -104,12 +106,12 @@ def load_model(
     if dtype == "auto" and embedded:
         dtype = "float32"
     weights = partial(
-        _load_weights,
+        load_weights,
         place,
         config,
-        dtype=_dtype(dtype),
-        device_map=device_map if device_map is not None else _default_device(),
-        quantization_config=_quantization(quantization),
+        dtype=dtype_of(dtype),
+        device_map=device_map if device_map is not None else default_device(),
+        quantization_config=quantization_of(quantization),
         revision=revision,
         attn_implementation=attn_implementation,
     )
@@ -163,7 +165,7 @@ def skeleton(id_or_path: str | os.PathLike[str], *, revision: str | None = None)
         with torch.device("meta"):
             return AutoModelForImageTextToText.from_config(config, trust_remote_code=False).eval()
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise ModelError(f"{source} cannot be built from its configuration: {_sentence(error)}") from error
+        raise ModelError(f"{source} cannot be built from its configuration: {sentence_of(error)}") from error
 
 
 def _embedded_names() -> list[str]:
@@ -217,7 +219,7 @@ def _fetch(source: str, revision: str | None) -> Path:
         why = (
             "the Hub is switched off (HF_HUB_OFFLINE) and the model is not in the local cache"
             if offline
-            else _sentence(error)
+            else sentence_of(error)
         )
         raise ModelError(
             f"{source!r} is neither a folder here nor available from the Hugging Face Hub: {why}"
@@ -282,70 +284,7 @@ def _config(place: str, revision: str | None) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
     except Exception as error:  # configurations check themselves, each in its own way
-        raise ModelError(f"config.json of {place} is not valid: {_sentence(error)}") from error
+        raise ModelError(f"config.json of {place} is not valid: {sentence_of(error)}") from error
 
 
-def _load_weights(place: str, config: PretrainedConfig, maker: Any, **options: Any) -> Any:
-    options = {key: value for key, value in options.items() if value is not None}
-    try:
-        with quiet_unless_watched():
-            loaded: Any = maker.from_pretrained(
-                place, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
-            )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise ModelError(f"the weights of {place} cannot be loaded: {_sentence(error)}") from error
-    model, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing:
-        # transformers would go on with random values in their place.
-        raise ModelError(
-            f"the weights of {place} are not complete: {len(missing)} are missing ({', '.join(missing[:3])} ...); if the model does "
-            "not need them, load it with transformers and give it to kshot.models.VLM(model, processor)"
-        )
-    return model
-
-
-@contextmanager
-def quiet_unless_watched() -> Iterator[None]:
-    """No progress bars of transformers in log files."""
-    shown = hf_logging.is_progress_bar_enabled()
-    if not sys.stderr.isatty():
-        hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
-
-
-def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    if isinstance(dtype, torch.dtype) or dtype == "auto":
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise OptionError(f"unknown dtype {dtype!r}: use 'auto', 'float32', 'bfloat16' or 'float16'")
-    return found
-
-
-def _default_device() -> str:
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator.type if accelerator is not None else "cpu"
-
-
-def _quantization(quantization: str | None) -> BitsAndBytesConfig | None:
-    if quantization is None:
-        return None
-    if quantization not in ("8bit", "4bit"):
-        raise OptionError(f"unknown quantization {quantization!r}: use '8bit' or '4bit'")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtra("bitsandbytes", "quantization", f"loading in {quantization}")
-    if quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-
-
-def _sentence(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+__all__ = ["EMBEDDED", "Quantization", "load_model", "quiet_unless_watched", "skeleton"]

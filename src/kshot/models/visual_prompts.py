@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
 
 from kshot.episode import Episode, Example
 from kshot.errors import DataError, OptionError
 from kshot.picture import Picture, PictureLike, as_picture
+
+AllowedCodes = Literal["demonstrations"] | Collection[int] | None
+"""Codes that may come: all of the codebook, those of the demonstrated answers (for masks and colour maps), or given ones."""
 
 
 @dataclass(frozen=True)
@@ -92,3 +98,34 @@ def prompt_of(asked: Episode | Example) -> VisualPrompt:
             remedy="give the query as many pictures as each demonstration has",
         )
     return VisualPrompt(tuple(pictures), tuple(answers), min(sizes, default=1), f"episode {episode.id!r}")
+
+
+def allowed_ids(
+    prompts: Sequence[VisualPrompt], ids: Sequence[torch.Tensor], tokens: int, codes: int, allowed: AllowedCodes
+) -> list[torch.Tensor] | None:
+    """The codes that may come behind each prompt; ``None`` if all may.
+
+    Args:
+        prompts: the prompts.
+        ids: theirs.
+        tokens: of a picture.
+        codes: number of codes.
+        allowed: what was asked for.
+
+    Raises:
+        OptionError: no codes, or a prompt without demonstrated answers.
+    """
+    if allowed is None:
+        return None
+    if isinstance(allowed, str):
+        if allowed != "demonstrations":
+            raise OptionError(f"unknown allowed_codes {allowed!r}: use 'demonstrations', or give the codes")
+        found = []
+        for prompt, own in zip(prompts, ids, strict=True):
+            places = prompt.answers or analogy_answers(len(prompt.pictures), prompt.name)
+            found.append(own.reshape(-1, tokens)[list(places)].unique())
+        return found
+    given = torch.tensor(sorted(set(allowed)), dtype=torch.long)
+    if not len(given) or given[0] < 0 or given[-1] >= codes:
+        raise OptionError(f"allowed_codes must be some of the codes 0 to {codes - 1:,}")
+    return [given] * len(prompts)

@@ -6,9 +6,9 @@ The task is given by the context alone: a sequential prompt ``f1 ... fk`` is con
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,22 +16,18 @@ from kshot.data.concepts import digest
 from kshot.episode import Episode, Example
 from kshot.errors import ContextTooLong, DataError, ModelError, OptionError
 from kshot.models.anatomy import Anatomy, examine
-from kshot.models.batching import BatchRunner
 from kshot.models.code_sampling import Sampling
 from kshot.models.identity import identity
 from kshot.models.imagined import Imagined
 from kshot.models.imagining import Imaginer, Row
 from kshot.models.visual_encoding import CodesOnly, VisualEncoder
 from kshot.models.visual_likelihood import BATCH_SIZE, Likelihood
-from kshot.models.visual_prompts import VisualPrompt, analogy_answers, as_prompt, prompt_of
+from kshot.models.visual_prompts import AllowedCodes, allowed_ids, as_prompt, prompt_of
 from kshot.models.visual_window import Overflow, Plan, plan
 from kshot.picture import Picture, PictureLike
 
 if TYPE_CHECKING:
     from kshot.visual.processor import VisualSentenceProcessor
-
-AllowedCodes = Literal["demonstrations"] | Collection[int] | None
-"""Codes that may come: all of the codebook, those of the demonstrated answers (for masks and colour maps), or given ones."""
 
 
 class VisualSentenceModel(Likelihood):
@@ -179,7 +175,7 @@ class VisualSentenceModel(Likelihood):
             frames,
             candidates,
             sampling=sampling,
-            allowed=self._allowed(shown, ids, allowed_codes),
+            allowed=allowed_ids(shown, ids, self.tokens, self.codes, allowed_codes),
             bos=bos,
             overflow=overflow,
             slide=slide,
@@ -261,16 +257,7 @@ class VisualSentenceModel(Likelihood):
             for candidate in range(candidates)
         ]
         imaginer = Imaginer(self.model, self.codes, self.tokens, self.processor.bos_token_id if bos else None)
-        kinds = {found: kind for kind, found in enumerate(dict.fromkeys((len(r.ids), plans[r.prompt]) for r in rows))}
-        runner = BatchRunner(batch_size or max(BATCH_SIZE, candidates))
-
-        def work(batch: list[int]) -> list[torch.Tensor]:
-            together = [rows[number] for number in batch]
-            return list(imaginer.run(together, plans[together[0].prompt], sampling))
-
-        found = runner.run(
-            [len(row.ids) for row in rows], work, [kinds[len(row.ids), plans[row.prompt]] for row in rows]
-        )
+        found = imaginer.run_all(rows, plans, sampling, batch_size or max(BATCH_SIZE, candidates))
         return [
             Imagined(
                 torch.stack(found[number * candidates : (number + 1) * candidates]),
@@ -318,25 +305,6 @@ class VisualSentenceModel(Likelihood):
             return plan(pictures, frames, self.capacity(bos=bos), overflow=overflow, slide=slide, group=group)
         except ContextTooLong as error:
             raise ContextTooLong(f"{name}: {error}; {self.name} reads {self.max_context:,} tokens") from None
-
-    def _allowed(
-        self, prompts: Sequence[VisualPrompt], ids: Sequence[torch.Tensor], allowed: AllowedCodes
-    ) -> list[torch.Tensor] | None:
-        """The codes that may come behind each prompt."""
-        if allowed is None:
-            return None
-        if isinstance(allowed, str):
-            if allowed != "demonstrations":
-                raise OptionError(f"unknown allowed_codes {allowed!r}: use 'demonstrations', or give the codes")
-            found = []
-            for prompt, own in zip(prompts, ids, strict=True):
-                places = prompt.answers or analogy_answers(len(prompt.pictures), prompt.name)
-                found.append(own.reshape(-1, self.tokens)[list(places)].unique())
-            return found
-        codes = torch.tensor(sorted(set(allowed)), dtype=torch.long)
-        if not len(codes) or codes[0] < 0 or codes[-1] >= self.codes:
-            raise OptionError(f"allowed_codes must be some of the codes 0 to {self.codes - 1:,}")
-        return [codes] * len(prompts)
 
     def checked(self, ids: torch.Tensor | Iterable[int], name: str) -> torch.Tensor:
         """Ids as a one-dimensional int64 tensor on the CPU.
