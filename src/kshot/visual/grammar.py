@@ -116,6 +116,21 @@ class SentencePlan(Sequence[Sentence]):
             "skipped_why": reasons,
         } | dict(self.grammar.details(self.records))
 
+    def record_of(self, index: int, source: str) -> Record | None:
+        """The record of a sentence that one of its sources belongs to."""
+        epoch, place = divmod(range(len(self))[index], self.per_epoch)
+        group = self._grouped(epoch)[place // self.grammar.variants]
+        return next((record for i in group if (record := self.records[i]).holds(source)), None)
+
+    def without(self, records: Mapping[str, str]) -> SentencePlan:
+        """The sentences of all records but some that turned out to be unusable: ids, and why. Those are listed with the skipped.
+
+        Raises:
+            DataError: too few are left, or ``on_bad`` is ``"error"``.
+        """
+        kept = tuple(record for record in self.records if record.id not in records)
+        return SentencePlan(self.grammar, Found(kept, [*self.skipped, *records.items()]))
+
     def __len__(self) -> int:
         return self.grammar.epochs * self.per_epoch
 

@@ -57,6 +57,9 @@ class Track(Protocol):
     def at(self, frames: Sequence[int]) -> list[tuple[str, Picture]]:
         """The source ids and pictures of some frames, counted from 0; nothing is decoded."""
 
+    def holds(self, source: str) -> bool:
+        """Whether a source id is that of one of its frames."""
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -74,6 +77,9 @@ class Frames:
     def at(self, frames: Sequence[int]) -> list[tuple[str, Picture]]:
         return [(self.sources[i].id, self.sources[i].picture()) for i in frames]
 
+    def holds(self, source: str) -> bool:
+        return any(own.id == source for own in self.sources)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -90,6 +96,10 @@ class Record:
     parts: tuple[Source, ...] = ()
     tracks: tuple[Track, ...] = ()
     group: str = ""
+
+    def holds(self, source: str) -> bool:
+        """Whether a source id (of a picture, or of a frame) is one of its own."""
+        return any(part.id == source for part in self.parts) or any(track.holds(source) for track in self.tracks)
 
 
 @dataclass(frozen=True)

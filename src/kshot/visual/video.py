@@ -91,6 +91,9 @@ class VideoTrack:
         wanted = tuple(sorted(frames))
         return [(f"{self.id}#{frame}", VideoFrame(self.path, wanted, wanted.index(frame))) for frame in frames]
 
+    def holds(self, source: str) -> bool:
+        return source.rpartition("#")[0] == self.id
+
 
 def count_frames(path: str) -> int:
     """The number of frames of a video; its packets are listed, not decoded, where they have time stamps.
