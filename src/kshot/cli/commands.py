@@ -70,6 +70,9 @@ COMMANDS = {
     "compare-methods": Command(
         "kshot.comparison:compare_methods", "methods side by side on one task: what each gains and what it costs"
     ),
+    "pretrain": Command(
+        "kshot.training.pretrain:pretrain", "train a model of visual sentences on token stores, or go on training one"
+    ),
     "imagine": Command(
         "kshot.evaluation.imagine:imagine", "what a model of visual sentences makes of prompts of pictures"
     ),

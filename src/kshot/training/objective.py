@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,3 +60,15 @@ class Objective(ABC):
     def order(self, epoch: int) -> Sequence[int]:
         """The indices of an epoch in the order in which they are used. Default: as they come."""
         return range(len(self))
+
+    def rate_factor(self) -> Callable[[int], float] | None:
+        """What learning rates are multiplied by in each optimiser step (from 0). Default: the Trainer's own schedule."""
+        return None
+
+    def decayed(self, model: nn.Module) -> list[str] | None:
+        """The names of parameters that decay. Default: as in transformers, all but biases and norms."""
+        return None
+
+    def progress(self, step: int) -> Mapping[str, float]:
+        """What the log says beside the loss after so many optimiser steps. Default: nothing."""
+        return {}

@@ -66,7 +66,7 @@ def export(
 
     Args:
         trained: a model of transformers, or of PEFT, of which the adapter is written.
-        processor: of the model.
+        processor: of the model; ``None`` writes none.
         out: the folder to write; it must not exist, or be empty.
         work: folder of the run, with its log.
         request: the options of the run.
@@ -76,7 +76,8 @@ def export(
     shutil.rmtree(unfinished, ignore_errors=True)
     with quiet_unless_watched():
         trained.save_pretrained(unfinished, **({} if state is None else {"state_dict": dict(state)}))
-    processor.save_pretrained(unfinished)
+    if processor is not None:
+        processor.save_pretrained(unfinished)
     record = unfinished / RECORD
     record.mkdir()
     held = json.loads((work / "config.json").read_text(encoding="utf-8"))

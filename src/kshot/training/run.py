@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import DistributedType
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
@@ -86,6 +87,8 @@ def training_arguments(folder: Path, trainer: Mapping[str, Any], seed: int) -> T
     own = {"output_dir": str(folder), "remove_unused_columns": False, "seed": seed, "save_total_limit": None}
     trainer = {ALIASES.get(name, name): _typed(name, value, known[name]) for name, value in trainer.items()}
     try:
+        if isinstance(mesh := trainer.get("parallelism_config"), Mapping):  # as a recipe writes it
+            trainer["parallelism_config"] = ParallelismConfig(**mesh)
         return TrainingArguments(**(defaults | dict(trainer) | own))
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise OptionError(f"trainer: {_first_line(error)}") from error

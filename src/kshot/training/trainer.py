@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -147,7 +148,24 @@ class KshotTrainer(Trainer):
             means = (sums[:, 0] / sums[:, 1].clamp_min(1)).tolist()
             logs |= dict(zip(self._parts, means, strict=True))
             self._parts = {}
+        if "loss" in logs:
+            logs |= self.objective.progress(self.state.global_step)
         super().log(logs, *args, **kwargs)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        factor = self.objective.rate_factor()
+        if factor is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            trained: Any = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = LambdaLR(trained, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        own = self.objective.decayed(model)
+        names: list[str] = super().get_decay_parameter_names(model) if own is None else own
+        return names
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # an estimate by the number of input elements would be wrong here: batches hold more than one tensor
