@@ -14,7 +14,7 @@ import torch
 from kshot.cli import main
 from kshot.errors import ContextTooLong, DataError, KshotError, OptionError
 from kshot.picture import DrawnPicture, FilePicture
-from kshot.visual import tokenize as module
+from kshot.visual import tokenize_run as module
 from kshot.visual.grammar import Sentence, sentence_plan, sentences_of
 from kshot.visual.store import TokenStore
 from kshot.visual.tokenize import tokenize, tokenize_sentences
@@ -132,7 +132,7 @@ def test_bad_pictures_are_listed_and_nothing_is_put_in_their_place(folders, tmp_
     truncated.write_bytes(truncated.read_bytes()[:50])
     empty.write_bytes(b"")
     (tmp_path / "x" / "lonely.png").write_bytes(b"no partner")
-    options = pairs(folders, x=str(tmp_path / "x"), y=str(tmp_path / "y"), shots=1)
+    options = pairs(folders, x=str(tmp_path / "x"), y=str(tmp_path / "y"))
     done = tokenize(out=str(tmp_path / "s"), **options)
     lines = [json.loads(line) for line in (tmp_path / "s" / "skipped.jsonl").read_text().splitlines()]
     sources = [line for line in lines if "source" in line]
@@ -143,15 +143,29 @@ def test_bad_pictures_are_listed_and_nothing_is_put_in_their_place(folders, tmp_
     assert set(pictures) == {str(truncated), str(empty)}
     assert "truncated" in pictures[str(truncated)]["problem"]
     assert "empty" in pictures[str(empty)]["problem"]
-    assert [len(line["sentences"]) for line in pictures.values()] == [3, 3]  # one an epoch
-    assert (done.skipped, done.left_out, len(done.store)) == (3, 6, 3 * PAIRS - 6)
-    left_out = {name for line in pictures.values() for name in line["sentences"]}
-    plan = sentence_plan("pairs", x=tmp_path / "x", y=tmp_path / "y", shots=1, epochs=3)
-    assert [s.id for s in done.store] == [s.id for s in plan if s.id not in left_out]
-    for line in pictures.values():
-        for sentence in plan:
-            assert (line["picture"] in [p.name for p in sentence.pictures]) == (sentence.id in line["sentences"])
-    assert done.store.record["sentences_left_out"] == 6
+    assert [line["record"] for line in pictures.values()] in (["4", "7"], ["7", "4"])
+    # The good pictures beside them are in other sentences now: as if the bad ones had never been there.
+    for side in "xy":
+        for number in "47":
+            (tmp_path / side / f"{number}.png").unlink()
+    expected = tokenize(out=str(tmp_path / "t"), **options)
+    assert [(s.id, s.tokens.tolist()) for s in done.store] == [(s.id, s.tokens.tolist()) for s in expected.store]
+    assert (done.skipped, done.left_out, len(done.store)) == (3, 3, 9)
+    assert done.store.record["sentences_left_out"] == 3
+
+
+def test_bad_pictures_are_an_error_if_the_sentences_want_it_so_or_nothing_is_left(folders, tmp_path):
+    for side in "xy":
+        shutil.copytree(folders / side, tmp_path / side)
+    (tmp_path / "y" / "4.png").write_bytes(b"nothing")
+    options = pairs(folders, x=str(tmp_path / "x"), y=str(tmp_path / "y"), on_bad="error")
+    with pytest.raises(DataError, match=r"4: .*4\.png: not an image"):
+        tokenize(out=str(tmp_path / "s"), **options)
+    for file in (tmp_path / "x").iterdir():
+        file.write_bytes(b"nothing")
+    options = pairs(folders, x=str(tmp_path / "x"), y=str(tmp_path / "y"))
+    with pytest.raises(DataError, match=r"no whole sentence.*9 sources were left out"):
+        tokenize(out=str(tmp_path / "t"), **options)
 
 
 def test_a_picture_that_vanishes_is_listed(folders, tmp_path):
@@ -162,7 +176,9 @@ def test_a_picture_that_vanishes_is_listed(folders, tmp_path):
     ]
     done = tokenize_sentences([Listed(pictures)], folders / "vq", tmp_path / "s")
     assert [sentence.id for sentence in done.store] == ["s1"]
-    assert "not found" in (tmp_path / "s" / "skipped.jsonl").read_text()
+    line = json.loads((tmp_path / "s" / "skipped.jsonl").read_text())
+    assert line["sentences"] == ["s0"]
+    assert "not found" in line["problem"]
     with pytest.raises(DataError, match=r"no sentence could be tokenized.*not found"):
         tokenize_sentences([Listed(pictures[:2])], folders / "vq", tmp_path / "t")
 

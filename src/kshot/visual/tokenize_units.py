@@ -80,6 +80,7 @@ class Bench:
         device: where to compute, where a folder is given.
         batch_size: pictures in the network at a time.
         threads: that decode pictures while the network is busy with others.
+        known: digests of pictures that were looked at lately.
     """
 
     plan: Sequence[Sentence]
@@ -88,7 +89,7 @@ class Bench:
     device: str | None = None
     batch_size: int = 32
     threads: int = 1
-    _known: dict[Picture, bytes] = field(default_factory=dict, repr=False)
+    known: dict[Picture, bytes] = field(default_factory=dict, repr=False)
 
     def do(self, unit: str, progress: Progress = lambda _: None) -> Outcome:
         """Work a unit off; errors that the user has to put right are part of the outcome."""
@@ -115,11 +116,11 @@ class Bench:
         return Outcome(bytes(found), json.dumps({"counts": counts, "problems": problems}))
 
     def _digest(self, picture: Picture) -> bytes:
-        known = self._known.get(picture)
+        known = self.known.get(picture)
         if known is None:
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            known = self._known[picture] = bytes.fromhex(picture.digest)
+            if len(self.known) >= REMEMBERED:
+                self.known.clear()
+            known = self.known[picture] = bytes.fromhex(picture.digest)
         return known
 
     def _tokens(self, places: Sequence[tuple[int, int]], progress: Progress) -> Outcome:

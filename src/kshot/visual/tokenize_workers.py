@@ -181,7 +181,7 @@ def _sent(bench: Bench) -> bytes:
     """
     assert isinstance(bench.tokenizer, str)
     try:
-        return pickle.dumps(bench)
+        return pickle.dumps(replace(bench, known={}))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise OptionError(
             f"these sentences cannot be sent to other processes ({error}): use one process, or pictures in files"
