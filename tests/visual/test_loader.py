@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kshot.errors import ContextTooLong, DataError, OptionError
-from kshot.visual.loader import IGNORED, RowLoader, Sentences, TokenRows
+from kshot.visual.loader import IGNORED, Sentences, TokenRows
+from kshot.visual.row_loader import RowLoader
 from kshot.visual.store import TokenizerRecord
 from tests.visual.stores import CODES, SIZE, make_store
 

@@ -25,12 +25,12 @@ position ``t`` must predict, which in a stream has one target more: the first to
 alone. ``loss="answers"`` grades only the tokens of pictures in the role ``y`` (all of a sentence's where none has it: sequences of
 frames); EOS is graded with ``loss="all"`` only; the first token of an isolated sentence never.
 
-:class:`RowLoader` makes batches of rows for one of several processes and knows how far they were read.
+:class:`~kshot.visual.row_loader.RowLoader` makes batches of rows for one of several processes and knows how far they were read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
@@ -39,10 +39,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from kshot.errors import ContextTooLong, OptionError
 from kshot.visual.mixture import MixtureOrder, Shares, shuffled
+from kshot.visual.row_pattern import RowPattern
 from kshot.visual.store import StoredSentence, TokenStore, check_same_tokenizer, open_stores
 
 Packing = Literal["isolated", "stream"]
@@ -154,7 +155,7 @@ class TokenRows(Dataset[Row]):
         self.tokens_per_epoch = order.tokens_per_epoch + self._extra * order.sentences_per_epoch
         if packing == "isolated":
             self._check_lengths()
-            self._pattern: _Pattern | None = _Pattern(order.lengths, length, self._extra)
+            self._pattern: RowPattern | None = RowPattern(order.lengths, length, self._extra)
             self.rows_per_epoch = self._pattern.rows
             self.padding = 1 - self.tokens_per_epoch / (self.rows_per_epoch * length)
         else:
@@ -309,107 +310,6 @@ class TokenRows(Dataset[Row]):
         return found
 
 
-class _Pattern:
-    """How many sentences of which length share a row: as many as fit, the longest first (first-fit decreasing).
-
-    It depends only on how many sentences of each length an epoch has, so it is the same in every epoch; which sentences fill the
-    slots, and the order of the rows, is drawn for each.
-
-    Attributes:
-        rows: their number.
-        begins: (rows + 1,) the first slot of each row.
-        slots: (sentences,) for each slot which sentence of the epoch it holds, where those are sorted by length, longest first.
-    """
-
-    def __init__(self, lengths: Mapping[int, int], room: int, extra: int):
-        sizes = [size + extra for size in lengths]
-        left = list(lengths.values())
-        following = [0, *np.cumsum(left)[:-1].tolist()]  # the next sentence of each length
-        slots: list[NDArray[np.int64]] = []
-        widths: list[NDArray[np.int64]] = []
-        while any(left):
-            free, taken = room, [0] * len(sizes)
-            for kind, size in enumerate(sizes):
-                taken[kind] = min(left[kind], free // size)
-                free -= taken[kind] * size
-            times = min(left[kind] // count for kind, count in enumerate(taken) if count)
-            columns = []
-            for kind, count in enumerate(taken):
-                columns.append(following[kind] + np.arange(times * count).reshape(times, count))
-                following[kind] += times * count
-                left[kind] -= times * count
-            slots.append(np.concatenate(columns, axis=1).reshape(-1))
-            widths.append(np.full(times, sum(taken)))
-        self.slots = np.concatenate(slots)
-        self.begins = np.concatenate([[0], np.cumsum(np.concatenate(widths))])
-        self.rows = len(self.begins) - 1
-
-
-class RowLoader:
-    """Batches of rows for one of several processes, which knows how far it was read.
-
-    Global batch ``k`` is the rows from ``k * batch_size`` on; process ``rank`` of ``world`` gets its part of them, in order. So the
-    batches put together are the same for any number of processes, and a state may be loaded by another number of them.
-
-    Args:
-        rows: the rows.
-        batch_size: rows of a batch over all processes.
-        rank, world: which process this is, and how many there are.
-        workers: processes that read ahead; what they have read but nobody was given does not count as read.
-        stop: number of the row before which to end; default: never.
-
-    Raises:
-        OptionError: the batch cannot be divided among the processes.
-    """
-
-    def __init__(
-        self,
-        rows: TokenRows,
-        batch_size: int,
-        *,
-        rank: int = 0,
-        world: int = 1,
-        workers: int = 0,
-        stop: int | None = None,
-    ):
-        if not 0 <= rank < world:
-            raise OptionError(f"rank {rank} of {world} processes")
-        if batch_size < 1 or batch_size % world:
-            raise OptionError(f"batch_size={batch_size} cannot be divided among {world} processes")
-        self.rows, self.batch_size, self.rank, self.world, self.workers = rows, batch_size, rank, world, workers
-        self.stop, self.cursor = stop, 0
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Batches (rows of this process, length) from where reading stopped; the last one may be cut short by ``stop``."""
-        for batch in DataLoader(self.rows, batch_sampler=self._batches(self.cursor), num_workers=self.workers):
-            self.cursor += self.batch_size
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """How far all processes together have come; JSON."""
-        return {"row": self.cursor, "rows": self.rows.describe()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Carry on where another loader stood.
-
-        Raises:
-            OptionError: it read other rows.
-        """
-        changed = [k for k, v in self.rows.describe().items() if _plain(v) != _plain(state["rows"].get(k))]
-        if changed:
-            raise OptionError(
-                f"the state belongs to other rows ({', '.join(changed)} differ): they would not carry on where it stopped"
-            )
-        self.cursor = int(state["row"])
-
-    def _batches(self, start: int) -> Iterator[list[int]]:
-        own = self.batch_size // self.world
-        while self.stop is None or start < self.stop:
-            first = start + self.rank * own
-            yield [row for row in range(first, first + own) if self.stop is None or row < self.stop]
-            start += self.batch_size
-
-
 def _row(
     ids: NDArray[np.int64], positions: NDArray[np.int64], labels: NDArray[np.int64], following: NDArray[np.int64]
 ) -> Row:
@@ -419,10 +319,3 @@ def _row(
         "labels": torch.from_numpy(labels),
         "shift_labels": torch.from_numpy(following),
     }
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(held) for name, held in value.items()}
-    return [_plain(held) for held in value] if isinstance(value, list | tuple) else value

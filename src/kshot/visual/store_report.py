@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kshot.visual.store import SKIPPED, TokenStore
+from kshot.visual.store import TokenStore
+from kshot.visual.store_record import SKIPPED
 
 if TYPE_CHECKING:
     from rich.text import Text

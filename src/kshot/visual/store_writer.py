@@ -26,7 +26,8 @@ from kshot.data.readers import read_json
 from kshot.data.sources import write_text
 from kshot.errors import CannotWrite, DataError, OptionError
 from kshot.version import __version__
-from kshot.visual.store import (
+from kshot.visual.store import TokenStore, file_digest
+from kshot.visual.store_record import (
     FORMAT,
     RECORD,
     SCHEMA,
@@ -35,8 +36,6 @@ from kshot.visual.store import (
     Shard,
     StoredSentence,
     TokenizerRecord,
-    TokenStore,
-    file_digest,
     write_record,
 )
 
