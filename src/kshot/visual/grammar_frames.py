@@ -32,7 +32,7 @@ class FrameSentences(SentenceType):
     folder: Folders = ()
     images: int = USUAL_IMAGES
     max_stride: int | None = 4
-    strides: Sequence[int] = ()
+    strides: list[int] | tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,7 +117,7 @@ class Video(FrameSentences):
     name: ClassVar[str] = "video"
     record: ClassVar[str] = "videos"
 
-    strides: Sequence[int] = (8,)
+    strides: list[int] | tuple[int, ...] = (8,)
 
     def find(self) -> Found:
         if not self.folder:

@@ -10,11 +10,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from kshot.data.readers import PathLike
 from kshot.errors import OptionError
 from kshot.visual.grammar_stills import Folders, ShotSentences, as_folders
 from kshot.visual.joining import Modality, joined
-from kshot.visual.palette import LabelPicture, Palette, as_palette
+from kshot.visual.palette import LabelPicture, Palette, PaletteLike, as_palette
 from kshot.visual.sentence_types import Draw, Slot, one_of, sentences, whole
 from kshot.visual.sources import Found, Record
 
@@ -35,7 +34,7 @@ class Joined(ShotSentences):
 
     join: Join = "path"
     labels: Sequence[str] = ()
-    palette: int | PathLike | Sequence[Sequence[int]] = 0
+    palette: PaletteLike = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,13 +10,12 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from kshot.data.readers import PathLike
 from kshot.errors import DataError, OptionError
 from kshot.visual.grammar_frames import drawn_frames, long_enough
 from kshot.visual.grammar_joined import checked_labels, checked_modalities
 from kshot.visual.grammar_stills import Folders, ShotSentences, as_folders
 from kshot.visual.joining import Modality
-from kshot.visual.palette import LabelPicture, Palette, as_palette
+from kshot.visual.palette import LabelPicture, Palette, PaletteLike, as_palette
 from kshot.visual.sentence_types import Draw, Slot, one_of, regrouped, sentences, whole
 from kshot.visual.sources import Found, Frames, Record, Skipped, Source, Tree, natural
 
@@ -41,7 +40,7 @@ class TrackSentences(ShotSentences):
     frames: int = 4
     max_stride: int | None = 4
     labels: Sequence[str] = ()
-    palette: int | PathLike | Sequence[Sequence[int]] = 0
+    palette: PaletteLike = 0
 
     def __post_init__(self) -> None:
         whole("frames", self.frames, 1)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -23,7 +23,9 @@ LABELS = 256
 CANDIDATES = 32
 """Colours drawn for each label; the one that is farthest from those of the labels before it is taken."""
 
-Colour = tuple[int, int, int]
+Colour: TypeAlias = tuple[int, int, int]
+PaletteLike: TypeAlias = "int | PathLike | Sequence[Sequence[int]]"
+"""A palette: the seed it is drawn from, a JSON file, or the colours by label."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def read_labels(picture: Picture) -> np.ndarray:
         raise BadImage(f"image is truncated or damaged ({error})", file=picture.name) from None
 
 
-def as_palette(palette: int | PathLike | Sequence[Sequence[int]]) -> Palette:
+def as_palette(palette: PaletteLike) -> Palette:
     """A palette of a seed, a JSON file or a list of colours.
 
     Raises:
