@@ -47,9 +47,11 @@ def test_the_command_writes_a_sheet(tmp_path, pictures, capsys):
 
 def test_rows_are_candidates_and_columns_frames(tmp_path, model, pictures):
     out = tmp_path / "out"
-    imagine(model, prompt=pictures[:3], frames=2, candidates=3, out=str(out), separate=True)
+    imagine(model, prompt=pictures[:3], frames=2, candidates=3, out=str(out), separate=True, average=True)
     expected = model.imagine([pictures[:3]], 2, 3)[0].images
     found = pixels(out / "sheet.png")
+    mean = np.mean([[np.asarray(image, float) for image in row] for row in expected], axis=0)
+    assert np.abs(pixels(out / "sheet_average.png") - np.concatenate(mean, axis=1)).max() <= 1.0
     for row in range(3):
         for column in range(2):
             cell = found[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
@@ -98,6 +100,7 @@ def test_lines_as_upstream_reads_them(tmp_path, model, pictures):
         wanted = model.tokenizer.pixels(given["target"])
         assert row["mse"] == pytest.approx(float(((made - wanted) ** 2).mean()), rel=1e-5)
         assert np.mean(row["candidate_mse"]) == pytest.approx(row["mse"], rel=1e-5)
+        assert row["average_mse"] == pytest.approx(float(((made.mean(0) - wanted) ** 2).mean()), rel=1e-5)
     held = json.loads((out / "results.json").read_text())
     assert held["mse"] == pytest.approx(np.mean([row["mse"] for row in found.rows]))
     assert held["mse_summed_over_channels"] == pytest.approx(3 * held["mse"])

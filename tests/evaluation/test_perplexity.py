@@ -17,7 +17,7 @@ from kshot.evaluation.perplexity import figures_of, perplexity
 from kshot.evaluation.runs import read_jsonl
 from kshot.models.rope_table import rope_table_of, use_rope_table
 from tests.evaluation.visual_files import save_lines, save_model, save_pictures
-from tests.visual.tiny import tiny_visual_model
+from tests.visual.tiny import noises, tiny_visual_model
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,16 @@ def test_windows_of_frames(tmp_path, model, pictures):
     start, stride = map(int, row["id"].partition("#")[2].split("+"))
     shown = pictures[start : start + 3 * stride : stride]
     assert row["nll"] == pytest.approx(np.mean(by_hand(model, shown, [pictures[start + 3 * stride]])), rel=1e-5)
+
+
+def test_frames_of_a_video(tmp_path, model):
+    pytest.importorskip("av")
+    frames = noises(12)
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:], duration=100, loop=0)
+    data = save_lines(tmp_path / "films.jsonl", [{"frames": "film.gif"}])
+    found = perplexity(model, data=data, context_lengths=3, windows=2)
+    assert {row["tokens"] for row in found.rows} == {4}
+    assert [row["id"].partition("#")[0] for row in found.rows] == ["1", "1"]
 
 
 def test_by_default_windows_fill_the_context(tmp_path, model, pictures):

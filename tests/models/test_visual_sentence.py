@@ -383,6 +383,20 @@ def test_a_folder_is_loaded(folder, model):
     assert half.imagine([noises(2)], 1, 2)[0].ids.shape == (2, 1, T)
 
 
+def test_an_adapter_is_put_into_the_language_model(folder, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    lora = LoraConfig(target_modules=["q_proj", "v_proj"], r=4, init_lora_weights=False)
+    get_peft_model(load_model(folder).model, lora).save_pretrained(tmp_path)
+    changed = load_model(folder, adapter=tmp_path)
+    assert changed.describe()["adapter"] == str(tmp_path)
+    ids = random_ids(3)
+    found = changed.imagine_ids([ids], 1, 4)[0].ids
+    assert found.shape == (4, 1, T)
+    assert not torch.equal(found, load_model(folder).imagine_ids([ids], 1, 4)[0].ids)
+
+
 def test_weights_without_a_processor(model, tmp_path):
     model.model.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"visual_processor\.json.*kshot convert lvm .* --tokenizer"):

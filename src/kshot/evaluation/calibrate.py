@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from tqdm import tqdm
+
 from kshot.evaluation.environment import environment
 from kshot.evaluation.options import numbers_of
 from kshot.evaluation.perplexity import RESAMPLES, Figure, figures_of
@@ -132,10 +134,12 @@ def calibrate(
     measured: dict[tuple[bool, str], list[dict[str, Any]]] = {}
     before = rope_table_of(loaded.model)
     try:
-        for table in get_args(RopeTable):
-            use_rope_table(loaded.model, table)
-            for bos in (False, True):
-                measured[bos, table] = measure(loaded, examples, lengths, bos, batch_size)
+        with tqdm(total=4, desc="calibrating", unit="combination", disable=None, leave=False) as progress:
+            for table in get_args(RopeTable):
+                use_rope_table(loaded.model, table)
+                for bos in (False, True):
+                    measured[bos, table] = measure(loaded, examples, lengths, bos, batch_size)
+                    progress.update()
     finally:
         use_rope_table(loaded.model, before)
     found = Calibration(loaded.name, _ranked(measured), tuple(skipped))

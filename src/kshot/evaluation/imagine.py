@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tqdm import tqdm
+
 from kshot.errors import DataError, OptionError
 from kshot.evaluation.environment import environment
+from kshot.evaluation.imagine_step import imagine_step
 from kshot.evaluation.runs import RunFolder, write_json
-from kshot.evaluation.sheets import check_output, parse_size, save_picture, sheet
+from kshot.evaluation.sheets import check_output, parse_size
 from kshot.evaluation.visual_lines import Line, listed, pair_prompts, read_lines
-from kshot.evaluation.visual_model import bad_picture, lasting, load_visual_model
+from kshot.evaluation.visual_model import lasting, load_visual_model
 from kshot.picture import FilePicture
 
 if TYPE_CHECKING:
-    import torch
     from rich.table import Table
 
-    from kshot.models.imagined import Imagined
     from kshot.models.visual_sentence import VisualSentenceModel
 
 CELL = "imagined"
@@ -99,6 +100,7 @@ def imagine(
     resize_output: str | None = None,
     include_input: bool = False,
     separate: bool = False,
+    average: bool = False,
     max_examples: int = 0,
     on_bad_image: Literal["error", "skip"] = "error",
     batch_size: int | None = None,
@@ -128,6 +130,7 @@ def imagine(
         resize_output: size of each picture: "original" (that of the last of the prompt) or "w,h"; default: the model's own.
         include_input: put the prompt's pictures in front of each row.
         separate: write each picture also as a file of its own.
+        average: write also the mean over candidates of each frame, OUTPUT_average.png; for masks and maps.
         max_examples: only the first so many lines of data; 0 = all.
         on_bad_image: pictures that cannot be decoded are an error, or their prompts are skipped and listed.
         batch_size: rows (prompts x candidates) continued together.
@@ -146,7 +149,7 @@ def imagine(
         "frames": frames, "candidates": candidates, "top_k": top_k, "top_p": top_p, "temperature": temperature, "seed": seed,
         "allowed_codes": allowed_codes, "bos": bos, "overflow": overflow, "slide": slide,
     }  # fmt: skip
-    drawn = {"resize_output": resize_output, "include_input": include_input, "separate": separate}
+    drawn = {"resize_output": resize_output, "include_input": include_input, "separate": separate, "average": average}
     loaded = load_visual_model(model, model_options)
     for line in lines:
         loaded.plan(
@@ -166,10 +169,10 @@ def imagine(
     done = run.steps(CELL) if not run.finished(CELL) else {}
     steps = [range(first, min(first + STEP, len(lines))) for first in range(0, len(lines), STEP)]
     if not run.finished(CELL):
-        for step, numbers in enumerate(steps):
+        for step, numbers in enumerate(tqdm(steps, desc="imagining", unit="step", disable=None, leave=False)):
             if step in done:
                 continue
-            rows = _step(
+            rows = imagine_step(
                 loaded, [lines[n] for n in numbers], [outputs[n] for n in numbers], run.path, settings, size, drawn, on_bad_image,
                 batch_size,
             )  # fmt: skip
@@ -184,70 +187,6 @@ def imagine(
     found = Imagination(run.path, kept, settings | drawn, tuple(skipped))
     write_json(run.path / "results.json", {"model": loaded.describe(), **found.to_json()})
     return found
-
-
-def _step(
-    model: VisualSentenceModel,
-    lines: Sequence[Line],
-    outputs: Sequence[str],
-    folder: Path,
-    settings: dict[str, Any],
-    size: tuple[int, int] | str | None,
-    drawn: dict[str, Any],
-    on_bad_image: str,
-    batch_size: int | None,
-) -> list[dict[str, Any]]:
-    """Imagine a few prompts and write their pictures; gives their rows."""
-    reasons = [bad_picture([*line.input, *line.target]) if on_bad_image == "skip" else None for line in lines]
-    good = [line for line, reason in zip(lines, reasons, strict=True) if reason is None]
-    names = [f"prompt {line.id}" for line in good]
-    found = iter(model.imagine([line.input for line in good], **settings, names=names, batch_size=batch_size))
-    rows: list[dict[str, Any]] = []
-    for line, output, reason in zip(lines, outputs, reasons, strict=True):
-        row = line.sources() | {"output": output}
-        if reason is not None:
-            rows.append(row | {"skipped": reason})
-            continue
-        imagined = next(found)
-        _write(model, line, imagined, folder / output, size, drawn)
-        rows.append(
-            row
-            | {"key": imagined.key, "candidates": list(range(imagined.candidates)), "notices": list(imagined.notices)}
-            | (_errors(imagined.pixels, model.tokenizer.pixels(line.target)) if line.target else {})
-        )
-    return rows
-
-
-def _write(
-    model: VisualSentenceModel,
-    line: Line,
-    imagined: Imagined,
-    path: Path,
-    size: tuple[int, int] | str | None,
-    drawn: dict[str, Any],
-) -> None:
-    from kshot.models.imagined import to_image
-
-    cell = line.input[-1].load().size if isinstance(size, str) else size
-    rows = imagined.images
-    if drawn["separate"]:
-        for number, row in enumerate(rows, 1):
-            for place, image in enumerate(row, 1):
-                alone = path.with_name(f"{path.stem}_candidate-{number}_frame-{place}{path.suffix}")
-                save_picture(sheet([[image]], cell), alone)
-    if drawn["include_input"]:
-        shown = [to_image(pixels) for pixels in model.tokenizer.pixels(line.input)]
-        rows = [[*shown, *row] for row in rows]
-    save_picture(sheet(rows, cell), path)
-
-
-def _errors(pixels: torch.Tensor, target: torch.Tensor) -> dict[str, Any]:
-    """Squared errors in [0, 1]: the mean, and each candidate's.
-
-    LVM's program prints the mean summed over channels, which is three times as much.
-    """
-    each = (pixels - target.unsqueeze(0)).square().flatten(1).mean(1)
-    return {"mse": float(each.mean()), "candidate_mse": [float(value) for value in each]}
 
 
 def _lines(

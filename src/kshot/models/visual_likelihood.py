@@ -17,13 +17,16 @@ BATCH_SIZE = 8
 
 
 class Likelihood:
-    """The part of :class:`~kshot.models.visual_sentence.VisualSentenceModel` that measures pictures instead of making them."""
+    """The part of :class:`~kshot.models.visual_sentence.VisualSentenceModel` that reads pictures instead of making them."""
 
     name: str
     model: Any
     processor: Any
+    tokenizer: Any
     tokens: int
+    codes: int
     max_context: int
+    _context_pictures: int | None
 
     @torch.inference_mode()
     def nll_ids(
@@ -97,16 +100,32 @@ class Likelihood:
         return [float(nll.double().mean().exp()) for nll in found]
 
     def capacity(self, *, bos: bool = False) -> int:
-        """Pictures that fit into the context."""
-        raise NotImplementedError
+        """Pictures that fit into the context, the last new one included (whose last token is never read)."""
+        fit = (self.max_context + 1 - bos) // self.tokens
+        return fit if self._context_pictures is None else min(fit, self._context_pictures)
 
     def encode(self, sentences: Sequence[Sequence[Picture]]) -> list[torch.Tensor]:
-        """The ids of sentences of pictures."""
-        raise NotImplementedError
+        """The ids of sentences of pictures, one-dimensional, on the CPU; a picture that is shown again is encoded once."""
+        different = list(dict.fromkeys(picture for sentence in sentences for picture in sentence))
+        codes = self.tokenizer.encode(different).cpu() if different else torch.empty(0, self.tokens, dtype=torch.long)
+        place = {picture: number for number, picture in enumerate(different)}
+        return [codes[[place[picture] for picture in sentence]].flatten() for sentence in sentences]
 
     def checked(self, ids: torch.Tensor | Iterable[int], name: str) -> torch.Tensor:
-        """Ids as a one-dimensional int64 tensor on the CPU; they must be whole pictures."""
-        raise NotImplementedError
+        """Ids as a one-dimensional int64 tensor on the CPU.
+
+        Raises:
+            DataError: they are no whole pictures, or no codes.
+        """
+        held = torch.as_tensor(ids).cpu().long().flatten()
+        if len(held) % self.tokens:
+            raise DataError(f"{name} has {len(held):,} ids, which are no whole pictures of {self.tokens} tokens")
+        if len(held) and (int(held.min()) < 0 or int(held.max()) >= self.codes):
+            raise DataError(
+                f"{name} holds ids outside the codes 0 to {self.codes - 1:,}",
+                remedy="were they made by another tokenizer?",
+            )
+        return held
 
     def check_fit(self, context: int, target: int, bos: bool, name: str) -> None:
         """Refuse what is longer than the context.

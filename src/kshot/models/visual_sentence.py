@@ -6,7 +6,7 @@ The task is given by the context alone: a sequential prompt ``f1 ... fk`` is con
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -108,11 +108,6 @@ class VisualSentenceModel(Likelihood):
     def reuse(self) -> CodesOnly:
         """What stands where a vision-language model has its caches."""
         return CodesOnly(self.encoder, lambda: self.device)
-
-    def capacity(self, *, bos: bool = False) -> int:
-        """Pictures that fit into the context, the last new one included (whose last token is never read)."""
-        fit = (self.max_context + 1 - bos) // self.tokens
-        return fit if self._context_pictures is None else min(fit, self._context_pictures)
 
     def imagine(
         self,
@@ -268,13 +263,6 @@ class VisualSentenceModel(Likelihood):
             for number in range(len(held))
         ]
 
-    def encode(self, sentences: Sequence[Sequence[Picture]]) -> list[torch.Tensor]:
-        """The ids of sentences of pictures, one-dimensional, on the CPU; a picture that is shown again is encoded once."""
-        different = list(dict.fromkeys(picture for sentence in sentences for picture in sentence))
-        codes = self.tokenizer.encode(different).cpu() if different else torch.empty(0, self.tokens, dtype=torch.long)
-        place = {picture: number for number, picture in enumerate(different)}
-        return [codes[[place[picture] for picture in sentence]].flatten() for sentence in sentences]
-
     def describe(self) -> dict[str, Any]:
         """What identifies the model in a run folder; see :func:`kshot.models.identity.identity`."""
         shown: dict[str, Any] = {"adapter": self.adapter} if self.adapter is not None else {}
@@ -305,19 +293,3 @@ class VisualSentenceModel(Likelihood):
             return plan(pictures, frames, self.capacity(bos=bos), overflow=overflow, slide=slide, group=group)
         except ContextTooLong as error:
             raise ContextTooLong(f"{name}: {error}; {self.name} reads {self.max_context:,} tokens") from None
-
-    def checked(self, ids: torch.Tensor | Iterable[int], name: str) -> torch.Tensor:
-        """Ids as a one-dimensional int64 tensor on the CPU.
-
-        Raises:
-            DataError: they are no whole pictures, or no codes.
-        """
-        held = torch.as_tensor(ids).cpu().long().flatten()
-        if len(held) % self.tokens:
-            raise DataError(f"{name} has {len(held):,} ids, which are no whole pictures of {self.tokens} tokens")
-        if len(held) and (int(held.min()) < 0 or int(held.max()) >= self.codes):
-            raise DataError(
-                f"{name} holds ids outside the codes 0 to {self.codes - 1:,}",
-                remedy="were they made by another tokenizer?",
-            )
-        return held
