@@ -239,6 +239,15 @@ def test_the_command(folders, tmp_path, capsys):
     assert "4  sentences (4 pairs) in 1 shards" in out
     assert "images/s" in out
     assert len(TokenStore(tmp_path / "s")) == 4
+    described = {
+        "tokenizer": str(folders / "vq"),
+        "mix": [{"type": "images", "folder": str(folders / side)} for side in "xy"],
+    }
+    (tmp_path / "mix.yaml").write_text(json.dumps(described | {"batch_size": 4}))  # JSON is YAML
+    assert main(["tokenize", "--config", str(tmp_path / "mix.yaml"), "--out", str(tmp_path / "t")]) == 0
+    assert len(TokenStore(tmp_path / "t")) == 2 * PAIRS
+    assert main(["tokenize", "--sentences", "pears", "--x", "here", "--tokenizer", "vq", "--out", "u"]) == 2
+    assert "did you mean 'pairs'" in capsys.readouterr().err
 
 
 def test_options_that_make_no_sense(folders, tmp_path):
@@ -248,6 +257,9 @@ def test_options_that_make_no_sense(folders, tmp_path):
         tokenize(out=str(tmp_path / "s"), context=15, **pairs(folders))
     with pytest.raises(OptionError, match="at least 1"):
         tokenize(out=str(tmp_path / "s"), workers=0, **pairs(folders))
+    blank = Sentence("s", "t", (FilePicture(folders / "x" / "0.png"),), ("surface normals",), ("0.png",))
+    with pytest.raises(OptionError, match=r"'surface normals'.*blanks"):
+        tokenize_sentences([[blank]], tiny_tokenizer(), tmp_path / "t")
     drawn = Listed([DrawnPicture(lambda: noise(0), "drawn")], 1)
     with pytest.raises(OptionError, match="cannot be sent to other processes"):
         tokenize_sentences([drawn], tiny_tokenizer(), tmp_path / "t", workers=2)

@@ -131,7 +131,7 @@ def tokenize_sentences(
         opened = load_tokenizer(opened, precision=precision, device=_device(device))
     record = TokenizerRecord.of(opened)
     for one in plans:
-        _check_context(one, record, context)
+        _check(one, record, context)
     writer = StoreWriter(out, record, plan.describe(), shard_sentences=shard_sentences)
     if writer.complete:
         return Tokenized.before(TokenStore(writer.folder))
@@ -161,16 +161,19 @@ def _parts_folder(writer: StoreWriter, cache: str | None) -> Path:
     return Path(cache).expanduser() / "tokens" / f"{record.fingerprint}-{record.precision}"
 
 
-def _check_context(plan: Sequence[Sentence], record: TokenizerRecord, context: int | None) -> None:
-    if context is None:
+def _check(plan: Sequence[Sentence], record: TokenizerRecord, context: int | None) -> None:
+    """Find out before hours of work what would be an error at its end."""
+    first = plan[0] if len(plan) else None
+    for role in first.roles if first else ():
+        if role.split() != [role]:
+            raise OptionError(f"role {role!r} of {first.type!r} sentences has blanks in it: name it otherwise")
+    if context is None or first is None:
         return
     fits = getattr(plan, "fits", None)
     if fits is not None:
         fits(context, record.tokens_per_image)
-        return
-    size = len(plan[0].pictures) * record.tokens_per_image
-    if size > context:
-        raise ContextTooLong(f"sentence {plan[0].id!r} has {size} tokens, more than the context of {context}")
+    elif (size := len(first.pictures) * record.tokens_per_image) > context:
+        raise ContextTooLong(f"sentence {first.id!r} has {size} tokens, more than the context of {context}")
 
 
 def _device(device: str | None) -> str:

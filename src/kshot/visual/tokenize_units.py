@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kshot.errors import DataError, KshotError
-from kshot.picture import Picture
+from kshot.picture import BytesPicture, DerivedPicture, DrawnPicture, Picture
 from kshot.visual.grammar import Sentence
 from kshot.visual.tokenize_parts import DIGEST, Digests
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kshot.visual.tokenizer import VisualTokenizer
 
 Progress = Callable[[int], object]
-REMEMBERED = 1_000_000
+REMEMBERED = 200_000
 """Pictures whose digests a bench remembers: plans of several epochs show the same ones again."""
 
 
@@ -116,6 +116,9 @@ class Bench:
         return Outcome(bytes(found), json.dumps({"counts": counts, "problems": problems}))
 
     def _digest(self, picture: Picture) -> bytes:
+        origin = picture.origin if isinstance(picture, DerivedPicture) else picture
+        if isinstance(origin, (BytesPicture, DrawnPicture)):  # to remember them would be to keep them in memory
+            return bytes.fromhex(picture.digest)
         known = self.known.get(picture)
         if known is None:
             if len(self.known) >= REMEMBERED:

@@ -19,6 +19,8 @@ from kshot.visual.tokenize_units import Bench, Outcome, Progress
 Outcomes = Iterator[tuple[int, Outcome]]
 DEATHS = 3
 """Times in a row that workers may die without one unit having been finished."""
+MOST_BLOCKS = 10_000
+"""Tasks that Ray is given; with more units than that, several make a task."""
 AHEAD = 3
 """Units given out beforehand, a worker."""
 
@@ -144,7 +146,7 @@ def work_on_ray(units: Mapping[int, str], bench: Bench, progress: Progress, work
     gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= workers and bench.device == "cuda" else 0.0
     items = [{"number": number, "unit": unit} for number, unit in units.items()]
     actor: Any = _Actor
-    done = ray.data.from_items(items, override_num_blocks=len(items)).map(
+    done = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS)).map(
         actor, fn_constructor_args=(sent,), concurrency=min(workers, len(items)), num_cpus=1, num_gpus=gpus or None
     )
     for row in done.iter_rows():
