@@ -130,6 +130,10 @@ def pretrain(
         raise OptionError(f"method={method!r}, decay={decay!r}: must be full or lora, and matrices or all")
     if lora and method != "lora":
         raise OptionError("lora: options of LoRA are given, but method is not lora")
+    if method == "lora" and rope_table_dtype is not None:
+        raise OptionError(
+            "rope_table_dtype: an adapter goes with a model as it is; kshot convert lvm writes one with the other table"
+        )
     stores = [folder for folder in store.split(",") if folder]
     start = open_start(stores, preset, model, tokenizer, length, rope_table_dtype, seed)
     ids = special_ids(start.codes)

@@ -19,7 +19,7 @@ from kshot.models.loading import quiet_unless_watched
 from kshot.models.rope_table import ROPE_TABLE, RopeTable, use_rope_table
 from kshot.models.visual_presets import codes_of, new_visual_model, visual_config, visual_generation
 from kshot.visual.processor import PROCESSOR, VisualSentenceProcessor
-from kshot.visual.store import check_same_tokenizer, open_stores
+from kshot.visual.store import TokenizerRecord, check_same_tokenizer, open_stores
 from kshot.visual.tokenizer import VisualTokenizer
 
 
@@ -71,11 +71,14 @@ def open_start(
         made = new_visual_model(visual_config(str(preset), codes, rope_table_dtype=table or "float32"), seed=seed)
     for held in opened:
         held.check(fingerprint=None if visual is None else visual.fingerprint, vocab_size=made.config.vocab_size)
-    for what, number in (("tokenizer", None if visual is None else visual.codes), ("model", codes)):
-        if number not in (None, record.codes):
-            raise ModelError(
-                f"{stores[0]} holds tokens of {record.codes:,} codes, but the {what} has {number:,}: use the one it goes with"
-            )
+    if visual is not None and (why := record.difference(TokenizerRecord.of(visual))) is not None:
+        raise ModelError(
+            f"{stores[0]} holds tokens of another tokenizer than the one that is given ({why}): use the one it goes with"
+        )
+    if codes != record.codes:
+        raise ModelError(
+            f"{stores[0]} holds tokens of {record.codes:,} codes, but the model has {codes:,}: tokenize with the model's tokenizer"
+        )
     made.generation_config = visual_generation(made.config, codes)
     size = length if length is not None else int(made.config.max_position_embeddings)
     if size > made.config.max_position_embeddings:

@@ -59,9 +59,8 @@ class RowObjective(Objective):
         targets = batch["targets"].reshape(-1)
         logits = made.logits.reshape(len(targets), -1)
         total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
-        graded = targets != IGNORED
-        right = (logits.detach().argmax(-1) == targets)[graded]
-        return total, {"accuracy": right.sum() / graded.sum().clamp_min(1)}
+        right = (logits.detach().argmax(-1) == targets).sum()  # never where nothing is graded
+        return total, {"accuracy": right / (targets != IGNORED).sum().clamp_min(1)}
 
     def amount(self, batch: Mapping[str, Any]) -> float:
         return float((batch["targets"] != IGNORED).sum())
