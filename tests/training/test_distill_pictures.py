@@ -11,6 +11,7 @@ from transformers import logging as hf_logging
 import kshot
 from kshot.episode import Episode
 from kshot.errors import ContextTooLong, DataError, OptionError
+from kshot.models.encoding import EncodedPrompt
 from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.training.distill import distill
 from tests.evaluation.test_picture_answers import Negatives
@@ -41,13 +42,17 @@ def episode(task: Pairs, shots: int) -> Episode:
     return Episode(tuple(task.support[:shots]), task.queries[0])
 
 
+def answered(model: VisualSentenceModel, asked: Episode) -> EncodedPrompt:
+    return model.encode(asked, answer=asked.query.answer)
+
+
 def test_an_episode_is_pairs_a_query_and_its_answer(model):
     task = Pairs()
-    encoded = model.encoder.answered(episode(task, 2))
+    encoded = answered(model, episode(task, 2))
     tokens = encoded.tokens
     assert len(encoded) == 6 * model.tokens
     pictures = [p for e in (*task.support[:2], task.queries[0]) for p in (e.images[0], e.answer)]
-    assert list(tokens.ids) == model.encode([pictures])[0].tolist()
+    assert list(tokens.ids) == model.codes_of([pictures])[0].tolist()
     assert tokens.prefix == 4 * model.tokens
     assert tokens.span("demonstration", 1) == (2 * model.tokens, 4 * model.tokens)
     assert tokens.span("query") == (4 * model.tokens, 5 * model.tokens)
@@ -59,7 +64,7 @@ def test_an_episode_is_pairs_a_query_and_its_answer(model):
 
 def test_shorter_rows_are_filled_up_in_front_and_change_nothing(model):
     task = Pairs()
-    rows = [model.encoder.answered(episode(task, shots)) for shots in (0, 2)]
+    rows = [answered(model, episode(task, shots)) for shots in (0, 2)]
     together = model.reuse.inputs(rows)
     alone = model.reuse.inputs(rows[:1])
     with torch.no_grad():
@@ -70,10 +75,10 @@ def test_shorter_rows_are_filled_up_in_front_and_change_nothing(model):
 
 def test_what_does_not_fit_or_is_no_picture_is_refused(model):
     with pytest.raises(ContextTooLong, match="use fewer shots"):
-        model.encoder.answered(episode(Pairs(), 3))
+        answered(model, episode(Pairs(), 3))
     task = Pairs()
     with pytest.raises(DataError, match="no picture as its answer"):
-        model.encoder.answered(Episode((), task.queries[0].with_(answer="red")))
+        model.encode(Episode((), task.queries[0]), answer="red")
     with pytest.raises(OptionError, match="answered by texts"):
         distill("never", model=model, task=Swatches(), method="live", shots=2, samples=4)
 
@@ -97,7 +102,7 @@ def test_an_adapter_learns_from_pairs_and_is_loaded_again(method, tmp_path, mode
     taught = kshot.load_model(tmp_path / "base", adapter=made)
     assert kshot.evaluate(taught, task, shots=0).rows[0].queries == 2
     again = kshot.load_model(tmp_path / "base", adapter=made)
-    inputs = again.reuse.inputs([again.encoder.answered(episode(task, 0))])
+    inputs = again.reuse.inputs([answered(again, episode(task, 0))])
     with torch.no_grad():
         assert torch.equal(again.model(**inputs).logits, taught.model(**inputs).logits)
         assert not torch.equal(again.model(**inputs).logits, model.model(**inputs).logits)

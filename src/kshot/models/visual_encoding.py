@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from kshot.episode import Episode
 from kshot.errors import ContextTooLong, DataError
 from kshot.models.encoding import EncodedPrompt
 from kshot.models.memory import BudgetedCache
+from kshot.models.prefix import Prefix
+from kshot.models.reuse import Group
 from kshot.models.visual_prompts import prompt_of
 from kshot.picture import Picture
 from kshot.prompt import Role, Span, TokenizedPrompt
@@ -59,47 +61,56 @@ class VisualEncoder:
         self._encode, self._name = encode, name
         self._codes: BudgetedCache[tuple[int, ...]] = BudgetedCache(PICTURES_KEPT)
 
-    def answered(self, episode: Episode) -> EncodedPrompt:
-        """An episode ``x1 y1 ... xq yq``: ids, and which of them are the query and its answer.
+    def encode(self, episode: Episode, answer: Picture | None = None, *, new_tokens: int = 0) -> EncodedPrompt:
+        """An episode ``x1 y1 ... xq``, and its answer: ids, and which of them are what.
+
+        Args:
+            episode: demonstrations and query.
+            answer: the query's answer, to be put at the end.
+            new_tokens: to be generated behind it.
 
         Raises:
-            DataError: an answer is no picture.
+            DataError: a demonstration's answer, or the answer, is no picture.
             ContextTooLong: it does not fit into the model's context.
         """
-        prompt, answer = prompt_of(episode), episode.query.answer
-        if not isinstance(answer, Picture):
+        prompt = prompt_of(episode)
+        if answer is not None and not isinstance(answer, Picture):
             raise DataError(f"query {episode.query.id!r} has no picture as its answer")
-        pictures = (*prompt.pictures, answer)
+        pictures = (*prompt.pictures, *([answer] if answer is not None else []))
         length = len(pictures) * self.tokens
-        if length - 1 > self.max_context:  # the last token is never read
+        if length + new_tokens - 1 > self.max_context:  # the last token is never read
             raise ContextTooLong(
-                f"episode {episode.id!r} with {episode.shots} demonstrations has {len(pictures)} pictures, {length:,} tokens, but "
-                f"{self._name} takes {self.max_context:,}: use fewer shots"
+                f"episode {episode.id!r} with {episode.shots} demonstrations has {len(pictures)} pictures, {length:,} tokens"
+                + (f" and {new_tokens:,} more to imagine" if new_tokens else "")
+                + f", but {self._name} takes {self.max_context:,}: use fewer shots"
             )
         ids = tuple(code for codes in self._codes_of(pictures) for code in codes)
-        spans: list[Span] = []
         each = prompt.group
+        spans = []
         for place in range(len(pictures)):
-            shown = place // each
-            role: Role
+            role: Role = "query" if place < len(prompt.pictures) else "answer"
+            index, shown = -1, place // each
             if shown < episode.shots:
-                role, index, is_answer = "demonstration", shown, place in prompt.answers
-            elif place < len(pictures) - 1:
-                role, index, is_answer = "query", -1, False
-            else:
-                role, index, is_answer = "answer", -1, True
+                role, index = "demonstration", shown
+            is_answer = role == "answer" or place in prompt.answers
             spans.append(Span(place * self.tokens, (place + 1) * self.tokens, role, index, is_answer))
-        prefix = episode.shots * each * self.tokens
-        return EncodedPrompt(TokenizedPrompt(ids, tuple(spans), prefix), pictures, episode.shots * each)
+        before = episode.shots * each
+        return EncodedPrompt(TokenizedPrompt(ids, tuple(spans), before * self.tokens), pictures, before)
+
+    def pad(self, rows: Sequence[Sequence[int]], fill: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of numbers as one tensor, padded on the left, and its mask (1 = not padding)."""
+        longest = max(len(row) for row in rows)
+        values = torch.full((len(rows), longest), self.pad_id if fill is None else fill)
+        mask = torch.zeros_like(values)
+        for number, row in enumerate(rows):
+            if row:
+                values[number, -len(row) :] = torch.tensor(row)
+                mask[number, -len(row) :] = 1
+        return values, mask
 
     def collate(self, batch: Sequence[EncodedPrompt]) -> dict[str, torch.Tensor]:
         """Inputs of the model's ``forward``: left-padded ``input_ids``, ``attention_mask`` and ``position_ids``, on the CPU."""
-        longest = max(len(encoded) for encoded in batch)
-        ids = torch.full((len(batch), longest), self.pad_id)
-        mask = torch.zeros_like(ids)
-        for row, encoded in enumerate(batch):
-            ids[row, longest - len(encoded) :] = torch.tensor(encoded.tokens.ids)
-            mask[row, longest - len(encoded) :] = 1
+        ids, mask = self.pad([encoded.tokens.ids for encoded in batch])
         return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
 
     def _codes_of(self, pictures: Sequence[Picture]) -> list[tuple[int, ...]]:
@@ -123,9 +134,14 @@ class CodesOnly:
     def __init__(self, encoder: VisualEncoder, device: Callable[[], torch.device]):
         self._encoder, self._device = encoder, device
 
-    def inputs(self, batch: Sequence[EncodedPrompt]) -> dict[str, torch.Tensor]:
+    def inputs(self, batch: Sequence[EncodedPrompt], after: Prefix | None = None) -> dict[str, torch.Tensor]:
         """What ``model.forward`` takes for a batch, on the model's device."""
+        assert after is None, "no prefix is ever given out"
         return {name: value.to(self._device()) for name, value in self._encoder.collate(batch).items()}
+
+    def groups(self, prompts: Sequence[EncodedPrompt], new_tokens: int = 0) -> Iterator[Group]:
+        """All prompts in one group, none of which has been read yet."""
+        yield Group(list(range(len(prompts))), list(prompts))
 
     def refresh(self) -> None:
         """Nothing depends on the weights."""

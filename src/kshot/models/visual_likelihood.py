@@ -95,7 +95,7 @@ class Likelihood:
         """
         shown = [as_prompt(pictures, f"context {n}").pictures for n, pictures in enumerate(contexts, 1)]
         wanted = [as_prompt(pictures, f"target {n}").pictures for n, pictures in enumerate(targets, 1)]
-        ids = self.encode([*shown, *wanted])
+        ids = self.codes_of([*shown, *wanted])
         found = self.nll_ids(ids[: len(shown)], ids[len(shown) :], bos=bos, batch_size=batch_size)
         return [float(nll.double().mean().exp()) for nll in found]
 
@@ -104,7 +104,7 @@ class Likelihood:
         fit = (self.max_context + 1 - bos) // self.tokens
         return fit if self._context_pictures is None else min(fit, self._context_pictures)
 
-    def encode(self, sentences: Sequence[Sequence[Picture]]) -> list[torch.Tensor]:
+    def codes_of(self, sentences: Sequence[Sequence[Picture]]) -> list[torch.Tensor]:
         """The ids of sentences of pictures, one-dimensional, on the CPU; a picture that is shown again is encoded once."""
         different = list(dict.fromkeys(picture for sentence in sentences for picture in sentence))
         codes = self.tokenizer.encode(different).cpu() if different else torch.empty(0, self.tokens, dtype=torch.long)

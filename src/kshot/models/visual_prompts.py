@@ -129,3 +129,14 @@ def allowed_ids(
     if not len(given) or given[0] < 0 or given[-1] >= codes:
         raise OptionError(f"allowed_codes must be some of the codes 0 to {codes - 1:,}")
     return [given] * len(prompts)
+
+
+def picture_answer(example: Example) -> Picture:
+    """The picture that is an example's answer.
+
+    Raises:
+        DataError: it has none.
+    """
+    if not isinstance(example.answer, Picture):
+        raise DataError(f"example {example.id!r} has no picture as its answer")
+    return example.answer

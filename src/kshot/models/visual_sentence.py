@@ -16,7 +16,9 @@ from kshot.data.concepts import digest
 from kshot.episode import Episode, Example
 from kshot.errors import ContextTooLong, DataError, ModelError, OptionError
 from kshot.models.anatomy import Anatomy, examine
+from kshot.models.base import PromptStyle
 from kshot.models.code_sampling import Sampling
+from kshot.models.encoding import EncodedPrompt
 from kshot.models.identity import identity
 from kshot.models.imagined import Imagined
 from kshot.models.imagining import Imaginer, Row
@@ -25,6 +27,7 @@ from kshot.models.visual_likelihood import BATCH_SIZE, Likelihood
 from kshot.models.visual_prompts import AllowedCodes, allowed_ids, as_prompt, prompt_of
 from kshot.models.visual_window import Overflow, Plan, plan
 from kshot.picture import Picture, PictureLike
+from kshot.prompt import Template
 
 if TYPE_CHECKING:
     from kshot.visual.processor import VisualSentenceProcessor
@@ -109,6 +112,28 @@ class VisualSentenceModel(Likelihood):
         """What stands where a vision-language model has its caches."""
         return CodesOnly(self.encoder, lambda: self.device)
 
+    def encode(
+        self,
+        episode: Episode,
+        template: Template | None = None,
+        style: PromptStyle = "auto",
+        *,
+        answer: Picture | None = None,
+        new_tokens: int = 0,
+    ) -> EncodedPrompt:
+        """Ids and spans of an episode's prompt, as :meth:`kshot.models.vlm.VLM.encode` gives them.
+
+        Template and style say nothing here: there is no text.
+
+        Raises:
+            ContextTooLong, DataError: see :meth:`kshot.models.visual_encoding.VisualEncoder.encode`.
+        """
+        return self.encoder.encode(episode, answer, new_tokens=new_tokens)
+
+    def inputs(self, batch: Sequence[EncodedPrompt]) -> dict[str, Any]:
+        """What ``model.forward`` takes for a batch, on the model's device."""
+        return self.reuse.inputs(batch)
+
     def imagine(
         self,
         prompts: Sequence[Sequence[PictureLike] | Episode | Example],
@@ -164,7 +189,7 @@ class VisualSentenceModel(Likelihood):
         sampling = Sampling(top_k, top_p, temperature, seed)
         for prompt in shown:  # before anything is encoded, which takes seconds a picture without an accelerator
             self.plan(len(prompt.pictures), frames, bos, overflow, slide, prompt.group, prompt.name)
-        ids = self.encode([prompt.pictures for prompt in shown])
+        ids = self.codes_of([prompt.pictures for prompt in shown])
         return self.imagine_ids(
             ids,
             frames,

@@ -16,6 +16,7 @@ from kshot.episode import Episode, Example
 from kshot.errors import ContextTooLong, ModelError, OptionError
 from kshot.models.base import PromptStyle
 from kshot.models.encoding import EncodedPrompt
+from kshot.models.visual_prompts import picture_answer
 from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.models.vlm import VLM
 from kshot.training.alignment import Row, Watch, common_span
@@ -100,7 +101,7 @@ class DistillObjective(Objective):
             ContextTooLong: it does not fit into the model's context.
         """
         if isinstance(self.vlm, VisualSentenceModel):
-            return Row.of(self.vlm.encoder.answered(episode))
+            return Row.of(self.vlm.encode(episode, answer=picture_answer(episode.query)))
         prompt = self.vlm.prompt(episode, self.items.task.template, self.style, answer=episode.query.text_answer)
         encoded = self.vlm.encoder.encode(prompt, known=self.vlm.reuse.expansion if self.features else None)
         if prompt.style == "plain":
