@@ -67,10 +67,14 @@ def test_sigmoid_and_chosen_layers(tmp_path, configured):
     assert config["base_model_name_or_path"] == str(configured("llava"))
 
 
-def test_live_as_trained_by_mimics_code(tmp_path, configured):
+@pytest.mark.parametrize("scaled", [True, False])
+def test_live_as_trained_by_mimics_code(tmp_path, configured, scaled):
     vectors, scales = learnt()
     (tmp_path / "epoch-3").mkdir()
-    torch.save({"ffn_shift": vectors, "ffn_shift_scale": scales}, tmp_path / "epoch-3" / "encoder.pth")
+    torch.save(
+        {"ffn_shift": vectors} | ({"ffn_shift_scale": scales} if scaled else {}), tmp_path / "epoch-3" / "encoder.pth"
+    )
+    scales = scales if scaled else torch.ones(2)
     out = convert_live(tmp_path / "epoch-3", model=configured("llava"), out=tmp_path / "out")
     upstream = fresh("llava")
     live_hooks(upstream, [mlp_of(examine(upstream), number) for number in range(2)], vectors, scales)

@@ -10,7 +10,9 @@ import torch
 from kshot.cli import main
 from kshot.convert.mimic import convert_mimic
 from kshot.errors import ModelError, OptionError
-from tests.convert.vectors import Evil, mimic_attention
+from kshot.methods.places import mlp_of
+from kshot.models.anatomy import examine
+from tests.convert.vectors import Evil, live_hooks, mimic_attention
 from tests.methods.common import base, fresh, logits
 
 LAYERS, HEADS, WIDTH = 2, 4, 16
@@ -58,6 +60,33 @@ def test_the_masked_normaliser_on_request(tmp_path, configured):
     source = write(tmp_path, held)
     out = convert_mimic(source / "encoder.pth", model=configured("llava"), out=tmp_path / "out", paper_code=False)
     expected = upstream("llava", held, masked=True)
+    assert (expected - upstream("llava", held)).abs().max() > 0.01
+    assert (of_adapter("llava", out) - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["paper", "masked"])
+def test_one_scale_for_all_heads(tmp_path, configured, masked):
+    random = torch.Generator().manual_seed(2)
+    held = {"attn_shift": torch.randn(LAYERS, HEADS * WIDTH, generator=random)}
+    for number in range(LAYERS):
+        held[f"log_Z1_lin.{number}.weight"] = torch.randn(1, HEADS * WIDTH, generator=random) / 4
+        held[f"log_Z1_lin.{number}.bias"] = torch.randn(1, generator=random) + 3
+    source = write(tmp_path, held)
+    out = convert_mimic(source, model=configured("llava"), out=tmp_path / "out", paper_code=not masked)
+    expected = upstream("llava", held, masked)
+    assert (expected - logits(base("llava")[0], base("llava")[2])).abs().max() > 0.1
+    assert (of_adapter("llava", out) - expected).abs().max() <= 1e-5
+
+
+def test_shifts_of_mlps_keep_the_length_of_their_outputs(tmp_path, configured):
+    held = learnt() | {"ffn_shift": torch.randn(LAYERS, 64, generator=torch.Generator().manual_seed(3))}
+    out = convert_mimic(write(tmp_path, held), model=configured("llava"), out=tmp_path / "out")
+    model = fresh("llava")
+    live_hooks(
+        model, [mlp_of(examine(model), number) for number in range(LAYERS)], held["ffn_shift"], torch.ones(LAYERS)
+    )
+    with mimic_attention(model, held):
+        expected = logits(model, base("llava")[2])
     assert (expected - upstream("llava", held)).abs().max() > 0.01
     assert (of_adapter("llava", out) - expected).abs().max() <= 1e-5
 
@@ -123,9 +152,13 @@ WRONG = {
     ),
     "one scale for all heads": (
         learnt() | {"attn_shift": torch.ones(2, 64)},
-        "trained without MULTI_HEAD",
+        r"layer 0 has shifts \[64\], weights \[4, 16\] and biases \[4\]",
     ),
-    "shifts of MLPs": (learnt() | {"ffn_shift": torch.ones(2, 64)}, "also shifts and rescales the outputs of MLPs"),
+    "shifts of other MLPs": (
+        learnt() | {"ffn_shift": torch.ones(2, 32)},
+        r"shifts of MLPs of the shape \[2, 32\], but",
+    ),
+    "shifts of MLPs alone": ({"ffn_shift": torch.ones(2, 64)}, "kshot convert live"),
     "LIVE": ({"ffn_shift": torch.ones(2, 64), "ffn_shift_scale": torch.ones(2)}, "kshot convert live"),
     "LoRA": ({}, "is empty, as upstream writes it for LoRA"),
     "something else": (learnt() | {"attn_proj": torch.ones(1)}, "holds attn_proj, which no published version"),

@@ -112,6 +112,10 @@ def mimic_attention(model: Any, held: dict[str, torch.Tensor], masked: bool = Fa
             logits = logits.masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
         log_z2 = logits.logsumexp(-1).transpose(1, 2)
         weight, bias = (held[f"log_Z1_lin.{number}.{part}"] for part in ("weight", "bias"))
+        if shift.ndim == 1:  # without MULTI_HEAD
+            log_z1 = query.transpose(1, 2).flatten(2) @ weight.T + bias
+            share = torch.exp(log_z1 - torch.logaddexp(log_z1, log_z2.mean(-1, keepdim=True)))
+            return (output.flatten(2) + share * shift).unflatten(2, output.shape[2:]), weights
         log_z1 = (query.transpose(1, 2) * weight).sum(-1) + bias
         share = torch.exp(log_z1 - torch.logaddexp(log_z1, log_z2))
         return output + share[..., None] * shift, weights

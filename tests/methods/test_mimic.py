@@ -145,6 +145,7 @@ def test_number_of_parameters_and_initial_values():
     for options, count in {
         ("shared_heads", True): 32 * (128 + 128 + 1),
         ("scale", "fixed"): 32 * 4096,
+        ("scale", "joint"): 32 * (2 * 4096 + 1),
         ("ffn", True): 263_168 + 32 * 4096,
     }.items():
         with torch.device("meta"):
@@ -178,6 +179,10 @@ def test_options():
     torch.testing.assert_close(logits(fixed, inputs), logits(wide, inputs), rtol=0, atol=2e-6)
     with pytest.raises(OptionError, match="unknown scale 'none'"):
         MimicConfig(scale="none")
+    with pytest.raises(OptionError, match="leave one of them out"):
+        MimicConfig(scale="joint", shared_heads=True)
+    with pytest.raises(OptionError, match="nothing to rescale"):
+        MimicConfig(ffn_rescaled=True)
     with pytest.raises(ModelError, match="cannot be added up"):
         adapted("llava", "mimic").add_weighted_adapter(["default"], [1.0], "sum")
 
@@ -191,6 +196,17 @@ def test_the_ffn_shift_is_added_to_the_output_of_each_mlp():
         layer.mlp.shift_mimic.detach()
         layer.mlp.register_forward_hook(lambda module, given, output, vector=vector: output + vector)
     torch.testing.assert_close(logits(model, inputs), found, rtol=0, atol=2e-6)
+
+
+def test_a_joint_scale_prefills_as_it_decodes():
+    _, inputs, _ = base("llava")
+    model = adapted("llava", "mimic", scale="joint").get_base_model()
+    sequences, steps = generated(model, inputs)
+    whole = torch.cat([inputs["input_ids"], sequences], 1)
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(sequences)], 1)
+    given = inputs | {"input_ids": whole, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
+    found = logits(model, given)[:, -sequences.shape[1] - 1 : -1]
+    torch.testing.assert_close(found, steps, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "idefics2"])

@@ -26,8 +26,8 @@ from kshot.models.anatomy import Anatomy, examine
 from kshot.models.loading import skeleton
 from kshot.version import __version__
 
-Values = Callable[[int], Mapping[str, torch.Tensor]]
-"""The parameters of the method at a decoder layer, by name."""
+Values = Callable[[ShiftLayer], Mapping[str, torch.Tensor]]
+"""The parameters of the method at one of its places, by name."""
 
 
 def base_of(model: str | os.PathLike[str]) -> tuple[nn.Module, Anatomy]:
@@ -68,7 +68,7 @@ def write_adapter(
         model: what the user called the base model.
         base: the model of :func:`base_of`; it is changed.
         config: of the method.
-        values: the parameters at each layer on which the method acts.
+        values: the parameters at each place on which the method acts.
         notes: for the record.
 
     Raises:
@@ -82,7 +82,7 @@ def write_adapter(
     for name, layer in list(outer.named_modules()):
         if not isinstance(layer, ShiftLayer):
             continue
-        given = dict(values(layer.number))
+        given = dict(values(layer))
         for part in layer.adapter_layer_names:
             held = getattr(layer, part)
             if "default" not in held:

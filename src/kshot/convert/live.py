@@ -95,9 +95,9 @@ def convert_live(
         model=model,
         base=base,
         config=config,
-        values=lambda layer: {
-            "live_vector": found.vectors[row[layer]],
-            "live_alpha": found.scales[row[layer]].reshape(1),
+        values=lambda part: {
+            "live_vector": found.vectors[row[part.number]],
+            "live_alpha": found.scales[row[part.number]].reshape(1),
         },
         notes=found.notes,
     )
@@ -133,6 +133,9 @@ def read_live(path: Path) -> Vectors:
         return _of_mimics_code(held, path)
     if "attn_shift" in held:
         raise ModelError(f"{path} is a result of MimIC, not of LIVE: kshot convert mimic")
+    if "ffn_shift" in held:  # without a learnt scale, the whole vector is added
+        vectors = tensor(held, "ffn_shift", path)
+        return _of_mimics_code({**held, "ffn_shift_scale": vectors.new_ones(vectors.shape[:1])}, path)
     vectors, scales = tensor(held, VECTORS, path), tensor(held, SCALES, path)
     vectors = vectors[0] if vectors.ndim == 3 and vectors.shape[0] == 1 else vectors
     scales = scales[0] if scales.ndim == 2 and scales.shape[0] == 1 else scales

@@ -1,7 +1,9 @@
 """MimIC's epoch folders (arXiv 2504.08851) as adapters of method ``mimic``.
 
 Upstream saves ``encoder.pth`` into ``epoch-N``: ``attn_shift [layers, heads, head width]`` and, per layer,
-``log_Z1_lin.N.weight [heads, head width]`` and ``log_Z1_lin.N.bias [heads]``; without a learnt scale the shifts alone. LoRA
+``log_Z1_lin.N.weight [heads, head width]`` and ``log_Z1_lin.N.bias [heads]``; without a learnt scale the shifts alone. Without
+``MULTI_HEAD`` shifts are ``[layers, heads x head width]``, and there is one scale for all heads: ``weight [1, heads x head width]``,
+``bias [1]``. With ``ffn_strategy``, ``ffn_shift [layers, width]`` is added to the outputs of MLPs, which keep their lengths. LoRA
 trained in the same run stands beside it in PEFT's own format.
 
 Upstream takes the normaliser of the attention over all keys, masked ones included, and the vectors were learnt so. The adapter
@@ -23,11 +25,12 @@ from kshot.convert.folder import check_free
 from kshot.convert.live import ENCODER, find_file
 from kshot.convert.pickled import load_pickled, tensor
 from kshot.errors import ModelError, OptionError
-from kshot.methods.mimic import MimicConfig
+from kshot.methods.base import ShiftLayer
+from kshot.methods.mimic import MimicConfig, MimicFeedForwardLayer
 from kshot.models.adapters import CONFIG
 from kshot.models.anatomy import Anatomy
 
-SHIFT, SCALE = "attn_shift", "log_Z1_lin"
+SHIFT, FFN, SCALE = "attn_shift", "ffn_shift", "log_Z1_lin"
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,21 @@ class Shifts:
     """What was learnt.
 
     Attributes:
-        shift: ``[layers, heads, head width]``, or ``[layers, heads x head width]``, which is the same where there is no scale.
-        weight: ``[heads, head width]`` of each layer; none without a learnt scale.
-        bias: ``[heads]`` of each layer.
+        shift: ``[layers, heads, head width]``, or ``[layers, heads x head width]``, which is the same but for the scale.
+        weight: ``[heads, head width]`` of each layer, or ``[1, heads x head width]``; none without a learnt scale.
+        bias: ``[heads]`` of each layer, or ``[1]``.
+        ffn: ``[layers, width]``, if there are shifts of MLPs.
     """
 
     shift: torch.Tensor
     weight: tuple[torch.Tensor, ...]
     bias: tuple[torch.Tensor, ...]
+    ffn: torch.Tensor | None = None
+
+    @property
+    def joint(self) -> bool:
+        """Whether all heads have one scale."""
+        return bool(self.weight) and self.shift.ndim == 2
 
 
 def convert_mimic(
@@ -95,12 +105,22 @@ def convert_mimic(
             else "normaliser over the keys that are attended to; upstream trained it over masked keys, too"
         )
     config = MimicConfig(
-        scale="learned" if found.weight else "fixed", paper_code=paper_code and bool(found.weight), query="post_rope"
+        scale="joint" if found.joint else "learned" if found.weight else "fixed",
+        ffn=found.ffn is not None,
+        ffn_rescaled=found.ffn is not None,
+        paper_code=paper_code and bool(found.weight),
+        query="post_rope",
     )
 
-    def values(layer: int) -> dict[str, torch.Tensor]:
-        learnt = {"mimic_weight": found.weight[layer], "mimic_bias": found.bias[layer]} if found.weight else {}
-        return {"mimic_shift": shift[layer]} | learnt
+    def values(part: ShiftLayer) -> dict[str, torch.Tensor]:
+        layer = part.number
+        if isinstance(part, MimicFeedForwardLayer):
+            assert found.ffn is not None
+            return {"mimic_ffn": found.ffn[layer]}
+        if not found.weight:
+            return {"mimic_shift": shift[layer]}
+        weight = found.weight[layer].reshape(shift[layer].shape)
+        return {"mimic_shift": shift[layer], "mimic_weight": weight, "mimic_bias": found.bias[layer]}
 
     return write_adapter(
         target, kind="mimic", source=path, model=model, base=base, config=config, values=values, notes=notes
@@ -120,13 +140,12 @@ def read_mimic(path: Path) -> Shifts:
         )
     if "ffn_shift_scale" in held or "attn_shift_scale" in held:
         raise ModelError(f"{path} is LIVE, trained by MimIC's code: kshot convert live")
-    if "ffn_shift" in held:
-        raise ModelError(
-            f"{path} also shifts and rescales the outputs of MLPs (ffn_strategy VECTOR_SHIFT), which method mimic does not offer"
-        )
+    ffn = tensor(held, FFN, path) if FFN in held else None
+    if ffn is not None and SHIFT not in held:
+        raise ModelError(f"{path} shifts the outputs of MLPs alone, as LIVE without a learnt scale: kshot convert live")
     shift = tensor(held, SHIFT, path)
     numbers = sorted({int(found[1]) for name in held if (found := re.fullmatch(rf"{SCALE}\.(\d+)\.\w+", name))})
-    known = {SHIFT, *(f"{SCALE}.{number}.{part}" for number in numbers for part in ("weight", "bias"))}
+    known = {SHIFT, FFN, *(f"{SCALE}.{number}.{part}" for number in numbers for part in ("weight", "bias"))}
     odd = sorted(set(held) - known)
     if odd:
         raise ModelError(f"{path} holds {', '.join(odd[:3])}, which no published version of MimIC learns")
@@ -134,17 +153,14 @@ def read_mimic(path: Path) -> Shifts:
         raise ModelError(f"{path} has shifts for {len(shift)} layers, but scales for layers {numbers}")
     weight = tuple(tensor(held, f"{SCALE}.{number}.weight", path) for number in numbers)
     bias = tuple(tensor(held, f"{SCALE}.{number}.bias", path) for number in numbers)
-    if weight and shift.ndim == 2:
-        raise ModelError(
-            f"{path} was trained without MULTI_HEAD: one scale for all heads from the mean of their normalisers, which method mimic "
-            "does not offer"
-        )
+    joint = shift.ndim == 2
+    sizes_ = ((1, *shift.shape[1:]), (1,)) if joint else (tuple(shift.shape[1:]), tuple(shift.shape[1:2]))
     for number, (rows, numbers_) in enumerate(zip(weight, bias, strict=True)):
-        if rows.shape != shift.shape[1:] or numbers_.shape != shift.shape[1:2]:
+        if (tuple(rows.shape), tuple(numbers_.shape)) != sizes_:
             raise ModelError(
                 f"{path}: layer {number} has shifts {_shape(shift[number])}, weights {_shape(rows)} and biases {_shape(numbers_)}"
             )
-    return Shifts(shift, weight, bias)
+    return Shifts(shift, weight, bias, ffn)
 
 
 def _check(found: Shifts, anatomy: Anatomy, path: Path) -> torch.Tensor:
@@ -161,6 +177,10 @@ def _check(found: Shifts, anatomy: Anatomy, path: Path) -> torch.Tensor:
             f"{shape[0]} layers with {shape[1]} heads of {shape[2]}" if len(shape) == 3 else f"the shape {list(shape)}"
         )
         raise ModelError(f"{path} has shifts for {words}, but {sizes(anatomy)}: give the model they were trained on")
+    if found.ffn is not None and tuple(found.ffn.shape) != (wanted[0], anatomy.hidden_size):
+        raise ModelError(
+            f"{path} has shifts of MLPs of the shape {_shape(found.ffn)}, but {sizes(anatomy)}: give the model they were trained on"
+        )
     return found.shift.reshape(wanted)
 
 

@@ -20,6 +20,8 @@ from kshot.methods.places import mlp_of
 from kshot.methods.registration import register_method
 from kshot.models.anatomy import Anatomy
 
+LEAST = torch.finfo(torch.float32).tiny
+
 
 @dataclass
 class LiveConfig(ShiftConfig):
@@ -81,13 +83,17 @@ def rescaled(hidden: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         hidden: ``[..., width]``; norms are taken over the width, in float32 at least.
         offset: broadcast against it.
     """
+    if hidden.dtype is offset.dtype is torch.float32 and not torch.is_grad_enabled():
+        # The same in fewer steps, which count while decoding.
+        moved = hidden + offset
+        before = torch.linalg.vector_norm(hidden, 2, -1, True)
+        after = torch.linalg.vector_norm(moved, 2, -1, True).clamp_min_(LEAST)
+        return moved.mul_(before.div_(after))
     moved = hidden + offset.to(hidden.dtype)
     exact = torch.promote_types(hidden.dtype, torch.float32)
     before = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=exact)
     after = torch.linalg.vector_norm(moved, dim=-1, keepdim=True, dtype=exact)
-    if torch.is_grad_enabled():
-        return moved * (before / after.clamp_min(torch.finfo(exact).tiny)).to(hidden.dtype)
-    return moved.mul_(before.div_(after.clamp_min_(torch.finfo(exact).tiny)).to(hidden.dtype))
+    return moved * (before / after.clamp_min(torch.finfo(exact).tiny)).to(hidden.dtype)
 
 
 class LiveModel(ShiftModel):

@@ -20,6 +20,7 @@ from torch import nn
 from kshot.errors import OptionError
 from kshot.methods.attention import Heads, HeadShiftLayer, HeadShiftModel, Query
 from kshot.methods.base import Place, ResidualShiftLayer, ShiftConfig
+from kshot.methods.live import rescaled
 from kshot.methods.places import mlp_of
 from kshot.methods.registration import register_method
 from kshot.models.anatomy import Anatomy
@@ -31,8 +32,10 @@ class MimicConfig(ShiftConfig):
 
     Args:
         shared_heads: one shift, w and b for all heads of a layer.
-        scale: ``"learned"``, or ``"fixed"``: the whole shift is added (mu = 1), and there are no w and b.
+        scale: ``"learned"``; ``"joint"``: one share for all heads, w being applied to the queries of all at once and log Z2 being
+            the mean over heads (upstream without ``MULTI_HEAD``); or ``"fixed"``: the whole shift is added (mu = 1), without w and b.
         ffn: also add a learnt vector to the output of each MLP.
+        ffn_rescaled: the output of each MLP then keeps its length, as in LIVE (upstream's ``ffn_strategy``).
         query: whether w is applied to the query as attention sees it (``"post_rope"``, as the paper; log Z1 then depends on the
             absolute position) or before its position rotates it (``"pre_rope"``).
         paper_code: take log Z2 over all keys, masked ones included, as the published code does. Results then depend on padding,
@@ -42,8 +45,9 @@ class MimicConfig(ShiftConfig):
     """
 
     shared_heads: bool = False
-    scale: Literal["learned", "fixed"] = "learned"
+    scale: Literal["learned", "joint", "fixed"] = "learned"
     ffn: bool = False
+    ffn_rescaled: bool = False
     query: Query = "post_rope"
     paper_code: bool = False
     std: float = 0.001
@@ -51,13 +55,22 @@ class MimicConfig(ShiftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in {"scale": ("learned", "fixed"), "query": ("post_rope", "pre_rope")}.items():
+        for name, known in {"scale": ("learned", "joint", "fixed"), "query": ("post_rope", "pre_rope")}.items():
             if getattr(self, name) not in known:
-                raise OptionError(f"unknown {name} {getattr(self, name)!r}: use {known[0]!r} or {known[1]!r}")
+                raise OptionError(f"unknown {name} {getattr(self, name)!r}: use {' or '.join(map(repr, known))}")
+        if self.shared_heads and self.scale == "joint":
+            raise OptionError(
+                "shared_heads and scale='joint': a joint scale has a w for each head; leave one of them out"
+            )
+        if self.ffn_rescaled and not self.ffn:
+            raise OptionError("ffn_rescaled without ffn: there is nothing to rescale")
 
 
 class MimicLayer(HeadShiftLayer):
-    """Shifts and w ``[heads, head width]`` and b ``[heads]``; with ``shared_heads``, one row and one number."""
+    """Shifts and w ``[heads, head width]`` and b ``[heads]``; with ``shared_heads``, one row and one number.
+
+    With a joint scale, b is one number.
+    """
 
     adapter_layer_names = ("mimic_shift", "mimic_weight", "mimic_bias")
     mimic_shift: nn.ParameterDict
@@ -67,9 +80,9 @@ class MimicLayer(HeadShiftLayer):
     def initial(self, config: MimicConfig, random: torch.Generator) -> Mapping[str, torch.Tensor]:
         rows = 1 if config.shared_heads else self.heads
         values = {"mimic_shift": torch.randn(rows, self.head_width, generator=random) * config.std}
-        if config.scale == "learned":
+        if config.scale != "fixed":
             values["mimic_weight"] = torch.randn(rows, self.head_width, generator=random) * config.scale_std
-            values["mimic_bias"] = torch.zeros(rows)
+            values["mimic_bias"] = torch.zeros(1 if config.scale == "joint" else rows)
         return values
 
     def shift_heads(self, adapter: str, heads: Heads) -> torch.Tensor:
@@ -86,7 +99,7 @@ class MimicLayer(HeadShiftLayer):
         return output.addcmul_(share, shift)  # a new tensor costs three times as much as the sum
 
     def share(self, adapter: str, heads: Heads) -> torch.Tensor:
-        """The share mu of each query that belongs to the demonstrations, ``[batch, heads, queries]``."""
+        """The share mu of each query that belongs to the demonstrations, ``[batch, heads or 1, queries]``."""
         query, normaliser = heads.query, heads.normaliser
         weight, bias = self.parameter("mimic_weight", adapter), self.parameter("mimic_bias", adapter)
         if not query.dtype is weight.dtype is normaliser.dtype:
@@ -95,8 +108,11 @@ class MimicLayer(HeadShiftLayer):
             log_demonstrations = (query * weight.unsqueeze(1)).sum(-1)
         else:
             log_demonstrations = torch.einsum("bhtd,hd->bht", query, weight.expand(query.shape[1], -1))
-        if self.configs[adapter].paper_code:
+        config = self.configs[adapter]
+        if config.paper_code:
             normaliser = unmasked(heads)
+        if config.scale == "joint":
+            log_demonstrations, normaliser = log_demonstrations.sum(1, keepdim=True), normaliser.mean(1, keepdim=True)
         if torch.is_grad_enabled():
             return torch.sigmoid(log_demonstrations + bias.unsqueeze(1) - normaliser)
         return log_demonstrations.add_(bias.unsqueeze(1)).sub_(normaliser).sigmoid_()
@@ -121,7 +137,8 @@ class MimicFeedForwardLayer(ResidualShiftLayer):
         return {"mimic_ffn": torch.randn(self.width, generator=random) * config.std}
 
     def shift(self, adapter: str, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden + self.mimic_ffn[adapter].to(hidden.dtype)
+        vector = self.parameter("mimic_ffn", adapter)
+        return rescaled(hidden, vector) if self.configs[adapter].ffn_rescaled else hidden + vector.to(hidden.dtype)
 
 
 class MimicModel(HeadShiftModel):
