@@ -12,13 +12,13 @@ from kshot.training.vq import VQSettings, _Run, train_vq, vq_config
 from kshot.visual.tokenizer import VisualTokenizer
 from kshot.visual.vq_files import build
 
-CONFIG = vq_config(16, 4, 32, width=8, latent=4)
+CONFIG = vq_config(8, 2, 32, width=8, latent=4)
 
 
 def colours(step, count=16):
     """Four squares of random colours in each picture."""
     random = torch.Generator().manual_seed(step)
-    return torch.rand(count, 3, 2, 2, generator=random).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    return torch.rand(count, 3, 2, 2, generator=random).repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
 def test_configuration():
@@ -68,7 +68,9 @@ def test_same_seed_same_weights(tmp_path):
 def test_beta_weighs_the_encoder_not_the_codebook():
     """With no weight on reconstruction and none on commitment, the codes move and the encoder stands still."""
     for beta, moves in ((0.0, False), (1.0, True)):
-        run = _Run(VisualTokenizer(build(CONFIG)), VQSettings(steps=2, l1=0, l2=0, beta=beta, restart_every=0))
+        run = _Run(
+            VisualTokenizer(build(CONFIG)), VQSettings(steps=2, l1=0, l2=0, beta=beta, free_until=0, restart_every=0)
+        )
         run.step(0, colours(0))
         encoder, codebook = run.vq.encoder.conv_in.weight.clone(), run.codebook.clone()
         run.step(1, colours(1))
@@ -77,7 +79,7 @@ def test_beta_weighs_the_encoder_not_the_codebook():
 
 
 def test_gradient_passes_straight_through():
-    run = _Run(VisualTokenizer(build(CONFIG)), VQSettings(steps=2, beta=0, restart_every=0))
+    run = _Run(VisualTokenizer(build(CONFIG)), VQSettings(steps=2, beta=0, free_until=0, restart_every=0))
     run.step(0, colours(0))
     before = run.vq.encoder.conv_in.weight.clone()
     run.step(1, colours(1))
@@ -87,10 +89,10 @@ def test_gradient_passes_straight_through():
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [
-        (torch.zeros(2, 3, 16, 16), "not uint8"),
-        (torch.zeros(0, 3, 16, 16, dtype=torch.uint8), "not uint8"),
-        (torch.zeros(2, 3, 8, 16, dtype=torch.uint8), r"step 0 has the shape \[32, 3, 8, 16\]"),
-        (lambda step: torch.full((2, 3, 16, 16), 2.0), "neither uint8 nor float in"),
+        (torch.zeros(2, 3, 8, 8), "not uint8"),
+        (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "not uint8"),
+        (torch.zeros(2, 3, 4, 8, dtype=torch.uint8), r"step 0 has the shape \[32, 3, 4, 8\]"),
+        (lambda step: torch.full((2, 3, 8, 8), 2.0), "neither uint8 nor float in"),
     ],
 )
 def test_wrong_pictures(pictures, message):

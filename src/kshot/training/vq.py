@@ -9,8 +9,10 @@ x picture, y its reconstruction, z latents, e their nearest codes, sg no gradien
 encoder, as in the paper. The code of the LVM's tokenizer and of diffusers (``VectorQuantizer(legacy=True)``) has it on the codebook's
 term.
 
-Codes that nothing chooses get no gradient and stay dead. The codebook therefore begins as latents of the first batch, and codes that
-are chosen too seldom are put, every ``restart_every`` steps, where latents lie that no code is near.
+At first the latents pass as they are, without codes: a network that is random still gives all pictures nearly the same latents, and
+the commitment would pull them together before the decoder has learnt to tell them apart. Then the codebook begins as latents of a
+batch. Codes that nothing chooses get no gradient and stay dead; those that are chosen too seldom are put, every ``restart_every``
+steps, where latents lie that no code is near.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class VQSettings:
         warmup: steps of the warm-up.
         l1, l2: weights of the two terms of reconstruction.
         beta: weight of the commitment.
+        free_until: part of the steps in which latents pass without codes.
         restart_every: steps between restarts of dead codes; 0: none.
         restart_until: part of the steps after which there are none, so that the last codes settle.
         dead_below: a code is dead that was chosen, since the last restart, less often than this part of an equal share.
@@ -65,6 +68,7 @@ class VQSettings:
     l1: float = 1.0
     l2: float = 1.0
     beta: float = 0.25
+    free_until: float = 0.2
     restart_every: int = 50
     restart_until: float = 0.8
     dead_below: float = 0.05
@@ -76,12 +80,24 @@ class VQSettings:
         for name in ("steps", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} is {getattr(self, name)}: give at least 1")
-        for name in ("warmup", "l1", "l2", "beta", "restart_every", "restart_until", "dead_below", "save_every"):
-            if getattr(self, name) < 0:
+        for name in (
+            "warmup",
+            "l1",
+            "l2",
+            "beta",
+            "free_until",
+            "restart_every",
+            "restart_until",
+            "dead_below",
+            "save_every",
+        ):
+            if not getattr(self, name) >= 0:
                 raise OptionError(f"{name} is {getattr(self, name)}: give 0 or more")
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise OptionError(f"{name} is {getattr(self, name)}: give a number above 0")
+        if self.free_until >= 1:
+            raise OptionError(f"free_until is {self.free_until}: with 1 or more no code would be learnt")
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,8 @@ class VQLine:
 
     Attributes:
         step: counted from 1.
-        loss, l1, l2, codebook: the sum and its parts on the step's batch; ``codebook`` without beta, which is also the commitment.
+        loss, l1, l2, codebook: the sum and its parts on the step's batch; ``codebook`` (without beta, so also the commitment) is 0 as
+            long as latents pass without codes.
         used: part of the codes that was chosen at least once since the line before.
         restarted: codes put elsewhere since the line before.
     """
@@ -121,8 +138,8 @@ def vq_config(
         size: pixels a side.
         grid: tokens a side; ``size`` must be ``grid`` times a power of two.
         codes: size of the codebook.
-        width: channels of the finest level; doubled from level to level up to four times as many. Group norms have 8 groups if
-            it is no multiple of 32.
+        width: channels of the finest level; doubled from level to level up to four times as many. A group of its norms has 8 of them:
+            with one channel to a group, which 32 groups would be for 32 channels, norms take the mean colour out of a picture.
         latent: width of the codes.
         blocks: residual blocks of a level.
 
@@ -142,7 +159,7 @@ def vq_config(
         "layers_per_block": blocks,
         "latent_channels": latent,
         "num_vq_embeddings": codes,
-        "norm_num_groups": 32 if width % 32 == 0 else 8,
+        "norm_num_groups": width // 8,
         "sample_size": size,
         "mid_block_add_attention": False,
         "lookup_from_codebook": True,
@@ -211,8 +228,11 @@ class _Run:
     def __init__(self, tokenizer: VisualTokenizer, settings: VQSettings):
         self.tokenizer, self.vq, self.settings = tokenizer, tokenizer.vq, settings
         self.freeze(False)
+        self.first = int(settings.free_until * settings.steps)
         self.codebook: torch.nn.Parameter = self.vq.quantize.embedding.weight
-        self.optimizer = torch.optim.Adam(self.vq.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(
+            self.vq.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True
+        )
         zeros = torch.zeros(tokenizer.codes, device=tokenizer.device)
         self.chosen, self.seen = zeros.clone(), zeros.clone().bool()
         self.restarted = 0
@@ -225,16 +245,21 @@ class _Run:
         settings = self.settings
         latents = self.vq.quant_conv(self.vq.encoder(pixels)).permute(0, 2, 3, 1)
         flat = latents.reshape(-1, latents.shape[-1])
-        if step == 0:
-            self._begin(flat.detach())
-        ids, errors = self._nearest(flat.detach())
-        codes = self.codebook[ids].reshape(latents.shape)
-        passed = (latents + (codes - latents).detach()).permute(0, 3, 1, 2).contiguous()
+        if step < self.first:
+            passed, ids, errors, codebook = latents, None, None, latents.new_zeros(())
+            commitment = codebook
+        else:
+            if step == self.first:
+                self._begin(flat.detach(), step)
+            ids, errors = self._nearest(flat.detach())
+            codes = self.codebook[ids].reshape(latents.shape)
+            codebook = (codes - latents.detach()).square().mean()
+            commitment = (latents - codes.detach()).square().mean()
+            passed = latents + (codes - latents).detach()
+        passed = passed.permute(0, 3, 1, 2).contiguous()
         spatial = passed if self.vq.config.norm_type == "spatial" else None
         difference = self.vq.decoder(self.vq.post_quant_conv(passed), spatial) - pixels
         l1, l2 = difference.abs().mean(), difference.square().mean()
-        codebook = (codes - latents.detach()).square().mean()
-        commitment = (latents - codes.detach()).square().mean()
         loss = settings.l1 * l1 + settings.l2 * l2 + codebook + settings.beta * commitment
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * _rate(step, settings)
@@ -242,9 +267,11 @@ class _Run:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.vq.parameters(), settings.clip)
         self.optimizer.step()
+        self.losses = {"loss": loss.detach(), "l1": l1.detach(), "l2": l2.detach(), "codebook": codebook.detach()}
+        if ids is None or errors is None:
+            return
         self.chosen += torch.bincount(ids, minlength=self.tokenizer.codes)
         self.seen[ids] = True
-        self.losses = {"loss": loss.detach(), "l1": l1.detach(), "l2": l2.detach(), "codebook": codebook.detach()}
         due = settings.restart_every and (step + 1) % settings.restart_every == 0
         if due and step + 1 <= settings.restart_until * settings.steps:
             self._restart(step, flat.detach(), errors)
@@ -257,9 +284,9 @@ class _Run:
         return found
 
     @torch.no_grad()
-    def _begin(self, latents: torch.Tensor) -> None:
-        """Codes where the first batch's latents lie; the uniform ones of diffusers are as small as 1 / codes."""
-        random = _random(self.settings.seed, "codebook", 0)
+    def _begin(self, latents: torch.Tensor, step: int) -> None:
+        """Codes where a batch's latents lie; the uniform ones of diffusers are as small as 1 / codes."""
+        random = _random(self.settings.seed, "codebook", step)
         rows = torch.randint(len(latents), (len(self.codebook),), generator=random).to(latents.device)
         self.codebook.copy_(latents[rows] + self._jitter(latents, len(rows), random))
 
