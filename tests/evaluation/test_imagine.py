@@ -142,6 +142,8 @@ def test_pairs_are_joined_by_name_and_drawn_by_seed(tmp_path, model):
     assert len(orders) > 1
     own = imagine(model, out=str(tmp_path / "own"), pairs=options["pairs"], query=inputs[0], shots=2)
     assert inputs[0] not in own.rows[0]["input"][:-1]  # the query's own pair would tell the answer
+    cut = imagine(model, out=str(tmp_path / "cut"), overflow="drop", **(options | {"shots": 3}))
+    assert "the first 2 of the prompt's 7 were left out" in cut.rows[0]["notices"][0]  # a whole pair
     with pytest.raises(OptionError, match="9 pairs wanted"):
         imagine(model, out=str(tmp_path / "many"), **(options | {"shots": 9}))
 

@@ -97,6 +97,7 @@ def imagine(
     bos: bool = False,
     overflow: Literal["error", "drop"] = "error",
     slide: int = 1,
+    group: int | None = None,
     resize_output: str | None = None,
     include_input: bool = False,
     separate: bool = False,
@@ -127,6 +128,7 @@ def imagine(
         bos: begin with the token for the beginning of a sentence; kshot calibrate tells whether a model wants it.
         overflow: prompts that are too long by themselves are an error, or their oldest pictures are dropped, with a notice.
         slide: pictures dropped at a time when frames run past the context.
+        group: pictures that are dropped together, 2 in analogy prompts, so that pairs stay pairs; default: 2 with pairs, or else 1.
         resize_output: size of each picture: "original" (that of the last of the prompt) or "w,h"; default: the model's own.
         include_input: put the prompt's pictures in front of each row.
         separate: write each picture also as a file of its own.
@@ -148,12 +150,13 @@ def imagine(
     settings = {
         "frames": frames, "candidates": candidates, "top_k": top_k, "top_p": top_p, "temperature": temperature, "seed": seed,
         "allowed_codes": allowed_codes, "bos": bos, "overflow": overflow, "slide": slide,
+        "group": group or (2 if pairs else 1),
     }  # fmt: skip
     drawn = {"resize_output": resize_output, "include_input": include_input, "separate": separate, "average": average}
     loaded = load_visual_model(model, model_options)
     for line in lines:
         loaded.plan(
-            len(line.input), frames, bos, overflow, slide, 1, f"prompt {line.id}"
+            len(line.input), frames, bos, overflow, slide, settings["group"], f"prompt {line.id}"
         )  # before hours of work, not after
         if line.target and len(line.target) != frames:
             raise DataError(

@@ -75,7 +75,7 @@ def measure(
 ) -> Rows:
     """One row for each example and length of context."""
     wanted = [(example, length) for example in examples for length in (lengths or (len(example.input),))]
-    ids = model.encode([[*example.input, *example.target] for example in examples])
+    ids = model.codes_of([[*example.input, *example.target] for example in examples])
     held = dict(zip((example.id for example in examples), ids, strict=True))
     contexts, targets = [], []
     for example, length in wanted:

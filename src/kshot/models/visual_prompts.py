@@ -52,11 +52,11 @@ def analogy_answers(pictures: int, name: str) -> tuple[int, ...]:
     return tuple(range(1, pictures, 2))
 
 
-def as_prompt(pictures: Sequence[PictureLike], name: str) -> VisualPrompt:
-    """A prompt of pictures whose roles are not known."""
+def as_prompt(pictures: Sequence[PictureLike], name: str, group: int = 1) -> VisualPrompt:
+    """A prompt of pictures whose roles are not known, of which so many belong together."""
     if isinstance(pictures, str | bytes | Picture):
         raise DataError(f"{name} is a single picture", remedy="a prompt is a list of pictures")
-    return VisualPrompt(tuple(as_picture(picture) for picture in pictures), name=name)
+    return VisualPrompt(tuple(as_picture(picture) for picture in pictures), group=group, name=name)
 
 
 def prompt_of(asked: Episode | Example) -> VisualPrompt:

@@ -148,6 +148,7 @@ class VisualSentenceModel(Likelihood):
         bos: bool = False,
         overflow: Overflow = "error",
         slide: int = 1,
+        group: int = 1,
         keys: Sequence[str] | None = None,
         names: Sequence[str] | None = None,
         batch_size: int | None = None,
@@ -165,6 +166,7 @@ class VisualSentenceModel(Likelihood):
             allowed_codes: "demonstrations" lets only codes come that the answers of an analogy prompt show; or the codes.
             bos: begin with the token for the beginning of a sentence.
             overflow, slide: see :func:`kshot.models.visual_window.plan`.
+            group: pictures that belong together and are dropped together, 2 in an analogy prompt; episodes know it themselves.
             keys: of the prompts, for their random numbers; default: derived from their ids, so that equal prompts have equal
                 candidates.
             names: of the prompts, for messages; default: their numbers.
@@ -183,7 +185,7 @@ class VisualSentenceModel(Likelihood):
         shown = [
             prompt_of(given)
             if isinstance(given, Episode | Example)
-            else as_prompt(given, names[number - 1] if names is not None else f"prompt {number}")
+            else as_prompt(given, names[number - 1] if names is not None else f"prompt {number}", group)
             for number, given in enumerate(prompts, 1)
         ]
         sampling = Sampling(top_k, top_p, temperature, seed)
