@@ -17,6 +17,7 @@ from kshot.errors import OptionError
 from kshot.methods.activations import output_ends
 from kshot.methods.fit import without
 from kshot.models.base import PromptStyle
+from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.models.vlm import VLM
 from kshot.prompt import Template
 
@@ -51,7 +52,7 @@ class Agreement:
 
 
 def shift_agreement(
-    vlm: VLM,
+    vlm: VLM | VisualSentenceModel,
     episodes: Sequence[Episode],
     *,
     template: Template | None = None,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from kshot.models.encoding import EncodedPrompt
+from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.models.vlm import VLM
 
 MEGABYTE = 1e6
@@ -42,7 +43,7 @@ class Speed:
 
 
 def measure(
-    vlm: VLM,
+    vlm: VLM | VisualSentenceModel,
     query: EncodedPrompt,
     sides: Sequence[tuple[EncodedPrompt, Callable[[], AbstractContextManager[Any]]]],
     *,
@@ -82,7 +83,7 @@ def _speed(times: Sequence[tuple[float, float, float]], ratios: Sequence[tuple[f
 
 
 @torch.inference_mode()
-def _times(vlm: VLM, prompt: EncodedPrompt, tokens: int) -> tuple[float, float, float]:
+def _times(vlm: VLM | VisualSentenceModel, prompt: EncodedPrompt, tokens: int) -> tuple[float, float, float]:
     """Milliseconds to the first token and for each further one (the least of a few repetitions), and peak megabytes."""
     inputs = vlm.inputs([prompt])
     inputs.pop("position_ids", None)  # generate makes the same ones, and goes on from them
@@ -92,7 +93,7 @@ def _times(vlm: VLM, prompt: EncodedPrompt, tokens: int) -> tuple[float, float, 
     return one, max(all_ - one, 1e-6) / tokens, peak.megabytes
 
 
-def _generate(vlm: VLM, inputs: dict[str, Any], tokens: int) -> float:
+def _generate(vlm: VLM | VisualSentenceModel, inputs: dict[str, Any], tokens: int) -> float:
     given = dict(inputs)
     synchronize(vlm.device)
     begin = time.perf_counter()

@@ -29,6 +29,7 @@ from kshot.methods.of_peft import OF_PEFT
 from kshot.models.adapters import CONFIG
 from kshot.models.base import PromptStyle
 from kshot.models.soft_prompts import SoftPrompt, is_soft
+from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.models.vlm import VLM
 from kshot.training.distill import distill
 from kshot.training.distill_adapter import remove_adapter
@@ -94,7 +95,13 @@ class Budget:
         return [*items.examples, *items.unseen]
 
     def obtain(
-        self, vlm: VLM, task: Task, method: str, seed: int, place: Path, options: Mapping[str, Any]
+        self,
+        vlm: VLM | VisualSentenceModel,
+        task: Task,
+        method: str,
+        seed: int,
+        place: Path,
+        options: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Make ``place / "adapter"``, unless it is there.
 
@@ -129,7 +136,9 @@ class Budget:
         shutil.rmtree(adapter.with_name("adapter.work"), ignore_errors=True)
         return held
 
-    def _estimate(self, vlm: VLM, task: Task, method: str, seed: int, adapter: Path, own: Mapping[str, Any]) -> None:
+    def _estimate(
+        self, vlm: VLM | VisualSentenceModel, task: Task, method: str, seed: int, adapter: Path, own: Mapping[str, Any]
+    ) -> None:
         more = {"batch_size": self.batch_size} if self.batch_size is not None else {}
         common: dict[str, Any] = {"shots": self.shots, "samples": self.samples, "seed": seed, "style": self.style}
         common |= {"template": task.template}
@@ -139,7 +148,9 @@ class Budget:
         finally:
             remove_adapter(vlm, made)
 
-    def _train(self, vlm: VLM, task: Task, method: str, seed: int, adapter: Path, own: Mapping[str, Any]) -> None:
+    def _train(
+        self, vlm: VLM | VisualSentenceModel, task: Task, method: str, seed: int, adapter: Path, own: Mapping[str, Any]
+    ) -> None:
         known = set(signature(distill).parameters)
         given = {name: value for name, value in own.items() if name in known}
         trainer = {} if self.epochs is None else {"num_train_epochs": self.epochs}
@@ -158,7 +169,7 @@ class Budget:
 
 
 @contextmanager
-def adapter_in(vlm: VLM, folder: Path, name: str) -> Iterator[None]:
+def adapter_in(vlm: VLM | VisualSentenceModel, folder: Path, name: str) -> Iterator[None]:
     """The model with an adapter in its layers, under a name that the records of runs show."""
     made = PeftModel.from_pretrained(vlm.model, str(folder)).eval()
     vlm.soft = SoftPrompt(made) if is_soft(made) else None

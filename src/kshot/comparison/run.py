@@ -33,6 +33,7 @@ from kshot.comparison.table import FEW, NO, ZERO, Figure, MethodComparison, Meth
 from kshot.data.task import Task, load_task
 from kshot.episode import Episode
 from kshot.errors import DataError, OptionError, UnknownName
+from kshot.evaluation.answering import check_answers
 from kshot.evaluation.cells import DEMONSTRATIONS, FORMAT_ONLY
 from kshot.evaluation.environment import PACKAGES, environment
 from kshot.evaluation.evaluate import evaluate
@@ -41,9 +42,11 @@ from kshot.evaluation.loading import load_any
 from kshot.evaluation.results import Evaluation
 from kshot.evaluation.runs import differences, read_json, write_json
 from kshot.methods import methods as registry
+from kshot.methods.activations import encoded
 from kshot.methods.fit import draw
 from kshot.models.adapters import WEIGHTS
 from kshot.models.base import PromptStyle
+from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.models.vlm import VLM
 
 DIAGNOSED = 32
@@ -51,7 +54,7 @@ DIAGNOSED = 32
 
 
 def compare_methods(
-    model: str | VLM,
+    model: str | VLM | VisualSentenceModel,
     task: str | Task,
     *,
     methods: str | Sequence[str] = ("live", "mimic"),
@@ -130,8 +133,9 @@ def compare_methods(
         )
     other = load_task(transfer, **(transfer_options or {})) if transfer is not None else None
     vlm = load_any(model, model_options)
-    if not isinstance(vlm, VLM):
+    if not isinstance(vlm, VLM | VisualSentenceModel):
         raise OptionError(f"{type(vlm).__name__} is no model that an adapter can be put into")
+    check_answers(vlm, the_task)
     if getattr(vlm.model, "peft_config", None):
         raise OptionError(f"{vlm.name} has an adapter already: compare the methods on the bare model")
     work = _Comparing(
@@ -151,7 +155,7 @@ def compare_methods(
 class _Comparing:
     """A comparison in progress."""
 
-    vlm: VLM
+    vlm: VLM | VisualSentenceModel
     task: Task
     transfer: Task | None
     folder: Path
@@ -330,7 +334,7 @@ class _Comparing:
             if method is None:
                 drawn = draw(self.task, shots=self.shots, samples=2, seed=self.seeds[0])[0]
                 episodes.append(Episode(drawn.demonstrations, query))
-            prompts = [self.vlm.encode(episode, self.task.template, self.style) for episode in episodes]
+            prompts = [encoded(self.vlm, episode, self.task.template, self.style) for episode in episodes]
             within = nullcontext if method is None else lambda: self.adapter(method, self.seeds[0])
             bare, (side,) = measure(
                 self.vlm, prompts[0], [(prompts[-1], within)], rounds=self.rounds, tokens=self.tokens

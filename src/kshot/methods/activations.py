@@ -22,6 +22,8 @@ from kshot.models.base import PromptStyle
 from kshot.models.batching import BatchRunner
 from kshot.models.encoding import EncodedPrompt
 from kshot.models.prefix import continue_forward
+from kshot.models.visual_prompts import picture_answer
+from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.models.vlm import VLM
 from kshot.prompt import Template
 
@@ -34,14 +36,14 @@ def bar(items: Sequence[T], doing: str) -> Iterator[T]:
 
 
 def output_ends(
-    vlm: VLM, modules: Sequence[nn.Module], prompts: Sequence[EncodedPrompt], batch_size: int
+    vlm: VLM | VisualSentenceModel, modules: Sequence[nn.Module], prompts: Sequence[EncodedPrompt], batch_size: int
 ) -> list[torch.Tensor]:
     """Outputs of modules at the last token of prompts: for each module ``[prompts, width]``, float32, on the CPU."""
     return _ends(vlm, modules, prompts, batch_size, inputs=False)
 
 
 def inputs_ends(
-    vlm: VLM, modules: Sequence[nn.Module], prompts: Sequence[EncodedPrompt], batch_size: int
+    vlm: VLM | VisualSentenceModel, modules: Sequence[nn.Module], prompts: Sequence[EncodedPrompt], batch_size: int
 ) -> list[torch.Tensor]:
     """Inputs of modules at the last token of prompts: for each module ``[prompts, width]``, float32, on the CPU."""
     return _ends(vlm, modules, prompts, batch_size, inputs=True)
@@ -49,7 +51,11 @@ def inputs_ends(
 
 @torch.no_grad()
 def _ends(
-    vlm: VLM, modules: Sequence[nn.Module], prompts: Sequence[EncodedPrompt], batch_size: int, inputs: bool
+    vlm: VLM | VisualSentenceModel,
+    modules: Sequence[nn.Module],
+    prompts: Sequence[EncodedPrompt],
+    batch_size: int,
+    inputs: bool,
 ) -> list[torch.Tensor]:
     caught: list[torch.Tensor] = [torch.empty(0)] * len(modules)
 
@@ -78,13 +84,31 @@ def _ends(
     return list(torch.stack(found, 1))
 
 
-def forward(vlm: VLM, batch: Sequence[EncodedPrompt], keep: int = 1) -> torch.Tensor:
+def encoded(
+    vlm: VLM | VisualSentenceModel,
+    episode: Episode,
+    template: Template | None = None,
+    style: PromptStyle = "auto",
+    *,
+    answered: bool = False,
+) -> EncodedPrompt:
+    """An episode's prompt; with ``answered``, the query's answer stands behind it, a text or a picture.
+
+    Raises:
+        DataError: it has no answer of the model's kind.
+    """
+    if isinstance(vlm, VisualSentenceModel):
+        return vlm.encode(episode, answer=picture_answer(episode.query) if answered else None)
+    return vlm.encode(episode, template, style, answer=episode.query.text_answer if answered else None)
+
+
+def forward(vlm: VLM | VisualSentenceModel, batch: Sequence[EncodedPrompt], keep: int = 1) -> torch.Tensor:
     """Logits of the last ``keep`` tokens of prompts that are read from their beginning, ``[batch, keep, vocabulary]``."""
     logits: torch.Tensor = vlm.model(**vlm.reuse.inputs(batch), logits_to_keep=keep, use_cache=False).logits
     return logits[:, -keep:]
 
 
-def forward_many(vlm: VLM, prompt: EncodedPrompt, rows: int) -> torch.Tensor:
+def forward_many(vlm: VLM | VisualSentenceModel, prompt: EncodedPrompt, rows: int) -> torch.Tensor:
     """Logits of the last token of ``rows`` copies of a prompt, whose beginning is read once where the model allows it."""
     found = []
     for group in vlm.reuse.groups([prompt] * rows):
@@ -96,12 +120,14 @@ def forward_many(vlm: VLM, prompt: EncodedPrompt, rows: int) -> torch.Tensor:
     return torch.cat(found)
 
 
-def kinds(vlm: VLM, prompts: Sequence[EncodedPrompt]) -> list[int]:
+def kinds(vlm: VLM | VisualSentenceModel, prompts: Sequence[EncodedPrompt]) -> list[int]:
     """Prompts of different kinds must not be in one batch."""
     return [len(prompt.pictures) if vlm.encoder.dialect.equal_counts else 0 for prompt in prompts]
 
 
-def log_probabilities(vlm: VLM, prompts: Sequence[EncodedPrompt], batch_size: int) -> torch.Tensor:
+def log_probabilities(
+    vlm: VLM | VisualSentenceModel, prompts: Sequence[EncodedPrompt], batch_size: int
+) -> torch.Tensor:
     """Log-probabilities ``[prompts]`` of the answers at the ends of prompts, each summed over its tokens."""
 
     def work(batch: list[int]) -> list[torch.Tensor]:
@@ -110,7 +136,7 @@ def log_probabilities(vlm: VLM, prompts: Sequence[EncodedPrompt], batch_size: in
     return torch.stack(BatchRunner(batch_size).run([len(p) for p in prompts], work, kinds(vlm, prompts)))
 
 
-def answer_log_probabilities(vlm: VLM, batch: Sequence[EncodedPrompt]) -> torch.Tensor:
+def answer_log_probabilities(vlm: VLM | VisualSentenceModel, batch: Sequence[EncodedPrompt]) -> torch.Tensor:
     """As :func:`log_probabilities`, for one batch; gradients flow through it."""
     masks = [encoded.tokens.answer_mask() for encoded in batch]
     keep = max(answer_length(encoded) for encoded in batch)
@@ -128,7 +154,10 @@ def answer_length(encoded: EncodedPrompt) -> int:
 
 
 def answer_cue(
-    vlm: VLM, episodes: Sequence[Episode], template: Template | None = None, style: PromptStyle = "auto"
+    vlm: VLM | VisualSentenceModel,
+    episodes: Sequence[Episode],
+    template: Template | None = None,
+    style: PromptStyle = "auto",
 ) -> list[int]:
     """The ids of the tokens with which all prompts of a task end, before the answer; see :mod:`kshot.methods.reading`.
 
@@ -138,8 +167,11 @@ def answer_cue(
             joins the prompt's last character with the answer's first, the cue ends before that token.
 
     Returns:
-        At most :data:`~kshot.methods.reading.CUE` ids; none if the prompts have no common end.
+        At most :data:`~kshot.methods.reading.CUE` ids; none if the prompts have no common end. For prompts of pictures, the negative
+        number of a picture's tokens.
     """
+    if isinstance(vlm, VisualSentenceModel):  # a prompt ends with a picture, and which one differs
+        return [-vlm.tokens]
     prompts = []
     # Where all ask the same, the question would be taken for a part of the cue.
     others = [replace(e, query=e.query.with_(question=text)) for e in episodes[:1] for text in ("Which one", "2 or 3?")]

@@ -28,11 +28,12 @@ from kshot.data.concepts import generator
 from kshot.data.task import Task
 from kshot.episode import Episode, Example
 from kshot.errors import DataError, OptionError
-from kshot.methods.activations import answer_cue, bar, inputs_ends, log_probabilities, output_ends
+from kshot.methods.activations import answer_cue, bar, encoded, inputs_ends, log_probabilities, output_ends
 from kshot.methods.base import ShiftLayer
 from kshot.methods.registration import Method, methods
 from kshot.models.anatomy import Anatomy
 from kshot.models.base import PromptStyle
+from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.models.vlm import VLM
 from kshot.prompt import Template
 
@@ -70,7 +71,7 @@ class Material:
         cue: the tokens with which prompts end.
     """
 
-    vlm: VLM
+    vlm: VLM | VisualSentenceModel
     shown: list[Episode]
     held_out: list[Episode]
     template: Template | None = None
@@ -107,10 +108,7 @@ class Material:
 
     def encoded(self, episodes: Sequence[Episode], answers: bool = False) -> list[Any]:
         """Prompts; with ``answers``, the queries' answers stand behind them."""
-        return [
-            self.vlm.encode(e, self.template, self.style, answer=e.query.text_answer if answers else None)
-            for e in episodes
-        ]
+        return [encoded(self.vlm, e, self.template, self.style, answered=answers) for e in episodes]
 
     def best(self, candidates: Sequence[Estimate], doing: str) -> Estimate:
         """The candidate under which the held-out answers are most probable without demonstrations; the first of equals."""
@@ -136,7 +134,7 @@ class Material:
 
 
 def fit_method(
-    vlm: VLM,
+    vlm: VLM | VisualSentenceModel,
     method: str | Method,
     source: Task | Sequence[Example] | Sequence[Episode],
     *,
@@ -208,7 +206,7 @@ def draw(source: Task | Sequence[Example] | Sequence[Episode], *, shots: int, sa
 
     Raises:
         OptionError: too few examples, or too few samples to divide.
-        DataError: the task has no support set for all queries, or an episode's query has no text answer.
+        DataError: the task has no support set for all queries, or an episode's query has no answer.
     """
     if samples < 2:
         raise OptionError(f"samples={samples}: must be 2 or more, some to measure and some to choose by")
@@ -218,7 +216,7 @@ def draw(source: Task | Sequence[Example] | Sequence[Episode], *, shots: int, sa
     if len(items) and isinstance(items[0], Episode):
         episodes = list(items[:samples])
         for episode in episodes:
-            if not isinstance(episode.query.answer, str):
+            if episode.query.answer is None:
                 raise DataError(f"the query of episode {episode.id!r} has no answer", remedy="give labelled queries")
         if len(episodes) < 2:
             raise OptionError("at least 2 episodes are needed, some to measure and some to choose by")
@@ -240,7 +238,7 @@ def draw(source: Task | Sequence[Example] | Sequence[Episode], *, shots: int, sa
 def _labelled(examples: Iterable[Example], most: int) -> list[Example]:
     found: list[Example] = []
     for example in examples:
-        if isinstance(example.answer, str):
+        if example.answer is not None:
             found.append(example)
         if len(found) == most:
             break
@@ -253,7 +251,7 @@ def _demonstrations(support: Sequence[Example], query: Example, shots: int, seed
     found: list[Example] = []
     for place in generator(seed, "fit", shots, query.id).permutation(len(support)):
         example = support[int(place)]
-        if example.id == query.id or not isinstance(example.answer, str):
+        if example.id == query.id or example.answer is None:
             continue
         if any(picture.digest in own for picture in example.images):
             continue
@@ -270,7 +268,7 @@ def without(episode: Episode) -> Episode:
     return replace(episode, demonstrations=())
 
 
-def install(vlm: VLM, found: Estimate) -> PeftModel:
+def install(vlm: VLM | VisualSentenceModel, found: Estimate) -> PeftModel:
     """The model with an estimate as its active adapter."""
     config = copy.deepcopy(found.config)
     config.base = None

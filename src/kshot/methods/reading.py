@@ -6,6 +6,10 @@ the layers. The last prompt token is recognised by the *cue*, the tokens with wh
 when a prompt is read at once or behind demonstrations that were read before, with padding on either side, in beams, when a
 known answer follows in the same pass (training, scoring), and when ``generate`` runs without a cache.
 
+Prompts of pictures end with a picture, and each with another: there the cue is a single negative number, ``[-256]`` for pictures of
+256 tokens. Questions and answers take turns, so the end of the prompt is that of the last odd picture, ``x1 y1 ... [xq]`` and
+``x1 y1 ... [xq] yq``.
+
 Where no cue is known or none is found, it is the last token that is no padding, of whatever is read into an empty cache; then a
 prompt must not be followed by its answer. Tokens generated one by one with a cache are never taken for a prompt's end.
 """
@@ -64,7 +68,7 @@ class Reading:
 
         Args:
             hidden: states ``[batch, tokens, ...]`` of this pass.
-            cue: ids of the tokens with which prompts end.
+            cue: ids of the tokens with which prompts end, or the negative number of tokens of a picture.
         """
         if progress.unfinished or (self.continues and hidden.shape[1] == 1):
             return None
@@ -96,11 +100,21 @@ class Reading:
         rows, tokens = hidden.shape[:2]
         none = torch.zeros(rows, tokens, dtype=torch.bool, device=hidden.device)
         ids = self.ids
+        if cue and cue[0] < 0:
+            return self._question_ends(hidden, -cue[0])
         if not cue or ids is None or ids.shape != (rows, tokens) or tokens < len(cue):
             return none
         wanted = torch.tensor(tuple(cue), device=ids.device)
         same = (ids.unfold(1, len(cue), 1) == wanted).all(-1)
         return torch.cat([none[:, : len(cue) - 1], same.to(hidden.device)], dim=1)
+
+    def _question_ends(self, hidden: torch.Tensor, tokens: int) -> torch.Tensor:
+        """True at the last token of every odd picture that was read whole, counted from the first token that is no padding."""
+        attended = self._attended(hidden)
+        if self.continues:  # where pictures begin is known only from the beginning
+            return torch.zeros_like(attended)
+        number = attended.cumsum(1)
+        return attended & (number % (2 * tokens) == tokens)
 
     def _attended(self, hidden: torch.Tensor) -> torch.Tensor:
         tokens = hidden.shape[1]

@@ -271,7 +271,7 @@ class _Run:
         """The method's options; methods that know an answer is asked for by the end of the prompt are told that end."""
         options = dict(self.options)
         asks = "cue" in inspect.signature(config_of(self.method)).parameters and "cue" not in options
-        if asks and isinstance(self.vlm, VLM):  # pictures end where the next one begins: there is no cue
+        if asks:
             asked = [Episode((), query) for query in self.items.examples[:16]]
             options["cue"] = answer_cue(self.vlm, asked, self.items.task.template, style) or None
         return options
