@@ -14,7 +14,7 @@ from kshot.data.task import tasks
 from kshot.episode import Example
 from kshot.errors import BadImage, DataError, OptionError
 from kshot.picture import Picture
-from kshot.visual.sources import Modality, joined
+from kshot.visual.joining import Modality, joined
 from kshot.visual.tasks.common import PictureTask, drawn_order
 
 

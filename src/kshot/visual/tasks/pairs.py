@@ -11,7 +11,7 @@ from kshot.data.task import tasks
 from kshot.episode import Example
 from kshot.errors import DataError, OptionError
 from kshot.metrics.base import picture_metrics
-from kshot.visual.sources import Modality, joined
+from kshot.visual.joining import Modality, joined
 from kshot.visual.tasks.common import PictureTask, drawn_order
 
 
