@@ -45,10 +45,6 @@ def used(plan, epoch):
     return [set(plan[epoch * plan.per_epoch + i].sources) for i in range(0, plan.per_epoch, variants)]
 
 
-def record_of(source):
-    return source.partition("#")[0]
-
-
 def test_a_sentence_has_a_role_and_a_source_for_every_picture(plan):
     for sentence in plan:
         assert len(sentence.pictures) == len(sentence.roles) == len(sentence.sources) == plan.images
@@ -87,14 +83,14 @@ def test_no_source_is_used_twice_in_an_epoch(plan):
 
 
 def test_what_is_left_over_is_counted(plan):
+    record_of_source = {source.id: record.id for record in plan.records for source in record.parts} | {
+        source: record.id
+        for record in plan.records
+        for track in record.tracks
+        for source, _ in track.at(range(len(track)))
+    }
     for epoch in range(3):
-        sources = {record_of(source) for of_sentence in used(plan, epoch) for source in of_sentence}
-        records = {
-            record.id
-            for record in plan.records
-            for source in [*(s.id for s in record.parts), *(t.at([0])[0][0] for t in record.tracks)]
-            if record_of(source) in sources or any(s.startswith(record.id + "/") for s in sources)
-        }
+        records = {record_of_source[source] for of_sentence in used(plan, epoch) for source in of_sentence}
         assert len(plan.records) - len(records) == plan.left_over
 
 
@@ -190,6 +186,7 @@ def test_common_options_are_checked(data, name, wrong):
         ("pairs", {"shots": 0}),
         ("pairs", {"join": "order"}),
         ("pairs", {"labels": ["z"]}),
+        ("pairs", {"labels": 3}),
         ("pairs", {"x": 3}),
         ("inpainting", {"hole_probability": 1.5}),
         ("inpainting", {"size": 4}),
@@ -208,6 +205,7 @@ def test_common_options_are_checked(data, name, wrong):
         ("sequences", {"layout": "mixed"}),
         ("sequences", {"frames": 0}),
         ("co3d", {"annotations": ["images"]}),
+        ("co3d", {"annotations": 3}),
     ],
 )
 def test_own_options_are_checked(data, name, wrong):

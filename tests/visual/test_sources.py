@@ -31,7 +31,7 @@ def test_pictures_are_found_at_any_depth_in_any_case(tmp_path):
     assert tree.others == ["notes.txt"]
     plan = sentence_plan("images", folder=tmp_path)
     assert len(plan) == 4
-    assert plan.skipped == [(str(tmp_path / "notes.txt"), "no picture by its extension")]
+    assert plan.skipped == [(str(tmp_path / "notes.txt"), "not of the kind by its extension")]
     assert plan[2].sources == ("b/c/d.Jpg",)
     assert plan[2].pictures[0].load().getpixel((0, 0)) == colour_of("b/c/d.Jpg")
 
@@ -47,7 +47,7 @@ def test_a_zip_archive_is_a_folder(tmp_path):
     plan = sentence_plan("images", folder=tmp_path / "all.zip")
     assert [sentence.sources[0] for sentence in plan] == names
     assert [sentence.pictures[0].load().getpixel((0, 0)) for sentence in plan] == [colour_of(name) for name in names]
-    assert [reason for _, reason in plan.skipped] == ["no picture by its extension"]
+    assert [reason for _, reason in plan.skipped] == ["not of the kind by its extension"]
 
 
 def test_several_folders(tmp_path):
@@ -147,6 +147,38 @@ def test_prefixes_and_extensions_in_patterns(tmp_path):
     }
 
 
+def test_a_side_may_lie_in_a_sub_folder_of_the_other(tmp_path):
+    write(tmp_path, ["a.png", "b.png", "masks/a.png", "masks/b.png"])
+    for join in ("path", "stem"):
+        plan = sentence_plan("pairs", x=tmp_path, y=tmp_path / "masks", shots=1, join=join)
+        assert sorted(s.sources for s in plan) == [("a.png", "a.png"), ("b.png", "b.png")]
+        assert plan.skipped == []
+
+
+def test_the_same_folder_written_in_another_way_is_the_same(tmp_path):
+    write(tmp_path / "all", ["a.png", "a_mask.png"])
+    (tmp_path / "link").symlink_to(tmp_path / "all")
+    with pytest.raises(OptionError, match="same files"):
+        sentence_plan("pairs", x=tmp_path / "all", y=f"{tmp_path}/link/")
+    plan = sentence_plan("pairs", x=tmp_path / "all", y=f"{tmp_path}/link/", y_files="*_mask", shots=1)
+    assert [s.sources for s in plan] == [("a.png", "a_mask.png")]
+    assert plan.skipped == []
+
+
+def test_names_that_are_all_borne_twice(tmp_path):
+    write(tmp_path / "x", ["s/a.png", "t/a.png"])
+    write(tmp_path / "y", ["a.png"])
+    with pytest.raises(DataError, match="every name of 'x' is borne by two files"):
+        sentence_plan("pairs", x=tmp_path / "x", y=tmp_path / "y", join="stem")
+
+
+def test_other_files_are_listed_but_no_error(tmp_path):
+    write(tmp_path / "x", ["a.png"])
+    (tmp_path / "x" / "readme.txt").write_text("")
+    plan = sentence_plan("images", folder=tmp_path / "x", on_bad="error")
+    assert len(plan.skipped) == 1
+
+
 @pytest.mark.parametrize("pattern", ["", "mask", "*_*", "masks/*", None])
 def test_patterns_have_one_star(tmp_path, pattern):
     write(tmp_path, ["a.png"])
@@ -234,6 +266,9 @@ def test_sequences_need_the_same_frames_in_all_modalities(tmp_path):
     write(tmp_path / "rgb", [f"gap/{i}.png" for i in range(9)])
     write(tmp_path / "flow", [f"gap/{i}.png" for i in range(9) if i != 4])
     write(tmp_path / "rgb", [f"alone/{i}.png" for i in range(9)])
+    for modality in ("rgb", "flow"):
+        write(tmp_path / modality, [f"twice/{i}.png" for i in range(9)])
+    write(tmp_path / "rgb", ["twice/3.jpg"])
     modalities = {"rgb": tmp_path / "rgb", "flow": tmp_path / "flow"}
     plan = sentence_plan("sequences", modalities=modalities, shots=1)
     assert len(plan) == 2
@@ -241,8 +276,9 @@ def test_sequences_need_the_same_frames_in_all_modalities(tmp_path):
         "gap": "frames differ: 'rgb' has 9, 'flow' has 8; '4' has no partner",
         "alone": "no partner: 'flow' has no such sequence",
         "short": "too short: 3 frames of 4",
+        "twice": "name used twice: twice/3.jpg and twice/3.png of 'rgb'",
     }
-    with pytest.raises(DataError, match="no sequence can be used, 4 are left out"):
+    with pytest.raises(DataError, match="no sequence can be used, 5 are left out"):
         sentence_plan("sequences", modalities=modalities, shots=1, frames=13)
     modalities["flow"] = write(tmp_path / "other", ["s/1.png"])
     with pytest.raises(DataError, match="no sequence is there in all of rgb, flow"):

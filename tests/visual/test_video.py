@@ -129,7 +129,7 @@ def test_sentences_of_videos(videos, tmp_path):
         "short.mp4": "too short",
         "broken.mp4": "broken",
         "empty.mkv": "broken",
-        "notes.txt": "no video by its extension",
+        "notes.txt": "not of the kind by its extension",
     }
     for sentence, stride in zip(plan, [2, 3, 2, 3], strict=True):
         numbers = [int(source.rpartition("#")[2]) for source in sentence.sources]

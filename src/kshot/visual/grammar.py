@@ -33,7 +33,7 @@ import numpy as np
 from kshot.data.concepts import LazySequence
 from kshot.errors import DataError, OptionError, UnknownName
 from kshot.visual.sentence_types import Draw, OnBad, Sentence, SentenceType, Slot, regrouped, sentences
-from kshot.visual.sources import Found
+from kshot.visual.sources import OTHER_FILE, Found, Record
 
 __all__ = [
     "Draw",
@@ -66,9 +66,10 @@ class SentencePlan(Sequence[Sentence]):
 
     def __init__(self, grammar: SentenceType, found: Found):
         self.grammar, self.records, self.skipped = grammar, found.records, list(found.skipped)
-        if self.skipped and grammar.on_bad == "error":
-            source, reason = self.skipped[0]
-            more = f"; and {len(self.skipped) - 1} more" if len(self.skipped) > 1 else ""
+        bad = [(source, reason) for source, reason in self.skipped if reason != OTHER_FILE]
+        if bad and grammar.on_bad == "error":
+            source, reason = bad[0]
+            more = f"; and {len(bad) - 1} more" if len(bad) > 1 else ""
             raise DataError(
                 f"{reason}{more}", file=source, remedy="put it right, or give on_bad='list' to leave such sources out"
             )

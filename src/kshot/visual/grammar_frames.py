@@ -12,7 +12,7 @@ from tqdm import tqdm
 from kshot.errors import BadImage, DataError, OptionError
 from kshot.visual.grammar_stills import Folders, as_folders
 from kshot.visual.sentence_types import USUAL_IMAGES, Draw, SentenceType, Slot, sentences, whole
-from kshot.visual.sources import Found, Frames, Record, Tree, frame_folders
+from kshot.visual.sources import OTHER_FILE, Found, Frames, Record, Tree, frame_folders
 from kshot.visual.video import VIDEO_EXTENSIONS, VideoTrack, count_frames
 
 
@@ -124,7 +124,7 @@ class Video(FrameSentences):
             raise OptionError(f"sentence type {self.name!r} needs folder=: the folder, or folders, of the videos")
         tree = Tree(self.folder, VIDEO_EXTENSIONS)
         records: list[Record] = []
-        skipped = [(str(tree.path(name)), "no video by its extension") for name in tree.others]
+        skipped = [(str(tree.path(name)), OTHER_FILE) for name in tree.others]
         for name in tqdm(tree.names, desc="counting frames", disable=None, leave=False):
             path = str(tree.path(name))
             try:

@@ -176,6 +176,8 @@ def checked_labels(labels: Any, modalities: Sequence[str]) -> tuple[str, ...]:
     Raises:
         OptionError: one of them is no modality.
     """
+    if not isinstance(labels, (str, list, tuple)):
+        raise OptionError(f"labels must be names of modalities, not {labels!r}")
     named = (labels,) if isinstance(labels, str) else tuple(labels)
     for name in named:
         one_of("labels", name, tuple(modalities))

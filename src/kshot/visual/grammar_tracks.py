@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -20,8 +20,6 @@ from kshot.visual.sentence_types import Draw, Slot, one_of, regrouped, sentences
 from kshot.visual.sources import Found, Frames, Record, Skipped, Source, Tree, natural
 
 Layout = Literal["separate", "interleaved", "both"]
-Keyed: TypeAlias = "dict[str, dict[str, dict[str, Source]]]"
-"""Frames by sequence, modality and the name they have in common with their partners."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +144,7 @@ class Sequences(TrackSentences):
         return [(part, frame) for part in parts for frame in frames]
 
     def find(self) -> Found:
-        keyed: Keyed = {}
+        gathered = Gathered()
         skipped: list[Skipped] = []
         for name, folder in self.modalities.items():
             modality, tree = Modality(folder, self.files.get(name, "*")), Tree(folder)
@@ -157,8 +155,8 @@ class Sequences(TrackSentences):
                     skipped.append((tree.place(source.id), f"its name does not fit: {modality.files!r} expected"))
                     continue
                 sequence, _, frame = key.rpartition("/")
-                enter(keyed, sequence or ".", name, frame, source, skipped)
-        return matched(keyed, self.modality_names, skipped)
+                gathered.add(sequence or ".", name, frame, source)
+        return gathered.matched(self.modality_names, skipped)
 
 
 @sentences.register("co3d")
@@ -182,7 +180,8 @@ class CO3D(TrackSentences):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", as_folders(self.folder, "folder"))
-        named = (self.annotations,) if isinstance(self.annotations, str) else tuple(self.annotations)
+        listed = [self.annotations] if isinstance(self.annotations, str) else self.annotations
+        named = tuple(listed) if isinstance(listed, (list, tuple)) else ()
         if not named or "images" in named or len(set(named)) < len(named):
             raise OptionError(f"annotations are folders beside 'images', each once, not {self.annotations!r}")
         object.__setattr__(self, "annotations", named)
@@ -207,8 +206,7 @@ class CO3D(TrackSentences):
         if not self.folder:
             raise OptionError("sentence type 'co3d' needs folder=: CATEGORY/SEQUENCE/images/... are expected there")
         tree = Tree(self.folder)
-        keyed: Keyed = {}
-        skipped: list[Skipped] = []
+        gathered = Gathered()
         for source in tree.sources():
             *above, name, file = ["", "", *source.id.split("/")]
             if (
@@ -216,55 +214,69 @@ class CO3D(TrackSentences):
             ):  # the other folders of a sequence, and the lists of frames, were not asked for
                 sequence = "/".join(part for part in above if part) or "."
                 # frame000001.jpg, frame000001.png and frame000001.jpg.geometric.png are of the same frame
-                enter(keyed, sequence, name, file.split(".")[0], source, skipped)
-        if not keyed:
+                gathered.add(sequence, name, file.split(".")[0], source)
+        if not gathered.sequences:
             raise DataError(
                 f"no folder named {' or '.join(map(repr, self.modality_names))} in it",
                 file=next(iter(tree.roots.values())),
                 remedy="CATEGORY/SEQUENCE/images/frame000001.jpg is expected",
             )
-        found = matched(keyed, self.modality_names, skipped)
+        found = gathered.matched(self.modality_names, [])
         return Found(
             tuple(Record(r.id, tracks=r.tracks, group=r.id.rpartition("/")[0]) for r in found.records), found.skipped
         )
 
 
-def enter(keyed: Keyed, sequence: str, modality: str, frame: str, source: Source, skipped: list[Skipped]) -> None:
-    """Enters a frame; of two that have the same name, the second is listed."""
-    frames = keyed.setdefault(sequence, {}).setdefault(modality, {})
-    if frame in frames:
-        skipped.append((source.picture().name, f"name used twice: {frames[frame].id} has it too"))
-    else:
-        frames[frame] = source
+class Gathered:
+    """Frames by sequence, modality and the name that they have in common with their partners."""
+
+    def __init__(self) -> None:
+        self.sequences: dict[str, dict[str, dict[str, Source]]] = {}
+        self._doubled: dict[str, str] = {}
+
+    def add(self, sequence: str, modality: str, frame: str, source: Source) -> None:
+        """Enters a frame."""
+        frames = self.sequences.setdefault(sequence, {}).setdefault(modality, {})
+        held = frames.setdefault(frame, source)
+        if held is not source:
+            self._doubled.setdefault(sequence, f"name used twice: {held.id} and {source.id} of {modality!r}")
+
+    def matched(self, modalities: Sequence[str], skipped: list[Skipped]) -> Found:
+        """The sequences that have the same frames in all modalities, frames in the order of their names; the others are listed.
+
+        A sequence that lacks one frame in one modality is left out whole: without it, strides would not be even.
+
+        Raises:
+            DataError: none has.
+        """
+        records = []
+        for sequence, tracks in sorted(self.sequences.items()):
+            problem = self._doubled.get(sequence) or _mismatch(tracks, modalities)
+            if problem:
+                skipped.append((sequence, problem))
+                continue
+            order = sorted(tracks[modalities[0]], key=natural)
+            of_modalities = (Frames(tuple(tracks[name][frame] for frame in order)) for name in modalities)
+            records.append(Record(sequence, tracks=tuple(of_modalities)))
+        if not records:
+            place, reason = skipped[-1]
+            raise DataError(
+                f"no sequence is there in all of {', '.join(modalities)}: {len(skipped)} are left out "
+                f"(the last, {place}: {reason})",
+                remedy="sub-folders and frames of the same scene need the same names; give a pattern such as '*_depth' "
+                "where a modality adds something to them",
+            )
+        return Found(tuple(records), skipped)
 
 
-def matched(keyed: Keyed, modalities: Sequence[str], skipped: list[Skipped]) -> Found:
-    """The sequences that have the same frames in all modalities, frames in the order of their names; the others are listed.
-
-    A sequence that lacks one frame in one modality is left out whole: without it, strides would not be even.
-
-    Raises:
-        DataError: none has.
-    """
-    records = []
-    for sequence, tracks in sorted(keyed.items()):
-        lacking = [name for name in modalities if name not in tracks]
-        if lacking:
-            skipped.append((sequence, f"no partner: {', '.join(map(repr, lacking))} has no such sequence"))
-            continue
-        names = set.union(*(set(frames) for frames in tracks.values()))
-        single = sorted((n for n in names if any(n not in frames for frames in tracks.values())), key=natural)
-        if single:
-            counts = ", ".join(f"{name!r} has {len(tracks[name])}" for name in modalities)
-            skipped.append((sequence, f"frames differ: {counts}; {single[0]!r} has no partner"))
-            continue
-        order = sorted(names, key=natural)
-        records.append(Record(sequence, tracks=tuple(Frames(tuple(tracks[m][n] for n in order)) for m in modalities)))
-    if not records:
-        place, reason = skipped[-1]
-        raise DataError(
-            f"no sequence is there in all of {', '.join(modalities)}: {len(skipped)} are left out (the last, {place}: {reason})",
-            remedy="sub-folders and frames of the same scene need the same names; give a pattern such as '*_depth' "
-            "where a modality adds something to them",
-        )
-    return Found(tuple(records), skipped)
+def _mismatch(tracks: Mapping[str, Mapping[str, Source]], modalities: Sequence[str]) -> str:
+    """Why the tracks of a sequence do not belong together; empty if they do."""
+    lacking = [name for name in modalities if name not in tracks]
+    if lacking:
+        return f"no partner: {', '.join(map(repr, lacking))} has no such sequence"
+    names = set.union(*(set(frames) for frames in tracks.values()))
+    single = sorted((n for n in names if any(n not in frames for frames in tracks.values())), key=natural)
+    if not single:
+        return ""
+    counts = ", ".join(f"{name!r} has {len(tracks[name])}" for name in modalities)
+    return f"frames differ: {counts}; {single[0]!r} has no partner"

@@ -6,9 +6,11 @@ left.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from kshot.data.readers import PathLike
 from kshot.errors import DataError, OptionError
@@ -35,11 +37,21 @@ class Modality:
     def key(self, name: str) -> str | None:
         """What partners have in common: path and name, without extension and pattern; ``None`` if the pattern does not fit."""
         folder, _, file = name.rpartition("/")
-        before, after = self.files.split("*")
         for candidate in (file.rpartition(".")[0] or file, file):
-            if match := re.fullmatch(re.escape(before) + "(.+)" + re.escape(after), candidate, re.DOTALL):
+            if match := self._fits(candidate):
                 return f"{folder}/{match[1]}" if folder else match[1]
         return None
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders as they really are, links followed: the same folder may be written in many ways."""
+        listed = (self.folder,) if isinstance(self.folder, (str, os.PathLike)) else self.folder
+        return tuple(os.path.realpath(folder) for folder in listed)
+
+    @cached_property
+    def _fits(self) -> Callable[[str], re.Match[str] | None]:
+        before, after = self.files.split("*")
+        return re.compile(re.escape(before) + "(.+)" + re.escape(after), re.DOTALL).fullmatch
 
 
 def joined(modalities: Mapping[str, Modality], by: str = "path") -> Found:
@@ -57,23 +69,27 @@ def joined(modalities: Mapping[str, Modality], by: str = "path") -> Found:
     Raises:
         DataError: a folder is missing or empty; or nothing matches.
     """
-    trees: dict[str, Tree] = {}
-    place: dict[str, str] = {}
-    same = len(modalities) - len({(str(modality.folder), modality.files) for modality in modalities.values()})
+    trees: dict[tuple[str, ...], Tree] = {}
+    place: dict[str, tuple[str, ...]] = {}
+    same = len(modalities) - len({(modality.roots, modality.files) for modality in modalities.values()})
     if same:
         raise OptionError(
             f"of {', '.join(map(repr, modalities))}, {same + 1} are the same files: give each a folder or a pattern of its own"
         )
     for name, modality in modalities.items():
-        place[name] = str(modality.folder)
-        trees.setdefault(place[name], Tree(modality.folder))
+        place[name] = modality.roots
+        if modality.roots not in trees:
+            trees[modality.roots] = Tree(modality.folder)
     skipped = [item for tree in trees.values() for item in tree.skipped()]
     keyed: dict[str, dict[str, str]] = {name: {} for name in modalities}
     twice: dict[str, dict[str, list[str]]] = {name: {} for name in modalities}
     for where, tree in trees.items():
         # Patterns that share a folder: '*' means what the more special '*_mask' leaves over.
         here = sorted((n for n in modalities if place[n] == where), key=lambda n: -len(modalities[n].files))
+        deeper = [folder + os.sep for other in trees if other != where for folder in other if _inside(folder, where)]
         for file in tree.names:
+            if deeper and os.path.realpath(tree.path(file)).startswith(tuple(deeper)):
+                continue  # x in a folder, y in a sub-folder of it: what lies there is y's
             for name in here:
                 key = modalities[name].key(file)
                 if key is not None:
@@ -99,8 +115,8 @@ def joined(modalities: Mapping[str, Modality], by: str = "path") -> Found:
     if not common:
         raise DataError(
             f"nothing matches by name: {_examples(modalities, keyed)}",
-            file=next(iter(place.values())),
-            remedy=_join_remedy(modalities, keyed, by),
+            file=next(iter(place.values()))[0],
+            remedy=_join_remedy(modalities, keyed, twice, by),
         )
     return Found(
         tuple(
@@ -111,6 +127,10 @@ def joined(modalities: Mapping[str, Modality], by: str = "path") -> Found:
     )
 
 
+def _inside(folder: str, above: Sequence[str]) -> bool:
+    return any(folder.startswith(root + os.sep) for root in above)
+
+
 def _examples(modalities: Mapping[str, Modality], keyed: Mapping[str, Mapping[str, str]]) -> str:
     return ", ".join(
         f"{name!r} has {len(keyed[name])} ({min(keyed[name])!r} ...)" if keyed[name] else f"{name!r} has none"
@@ -118,8 +138,15 @@ def _examples(modalities: Mapping[str, Modality], keyed: Mapping[str, Mapping[st
     )
 
 
-def _join_remedy(modalities: Mapping[str, Modality], keyed: Mapping[str, Mapping[str, str]], by: str) -> str:
+def _join_remedy(
+    modalities: Mapping[str, Modality],
+    keyed: Mapping[str, Mapping[str, str]],
+    doubled: Mapping[str, Mapping[str, Sequence[str]]],
+    by: str,
+) -> str:
     empty = [name for name in modalities if not keyed[name]]
+    if empty and doubled.get(empty[0]):
+        return f"every name of {empty[0]!r} is borne by two files"
     if empty:
         return f"no file name of {empty[0]!r} fits its pattern {modalities[empty[0]].files!r}"
     if by == "path":

@@ -25,6 +25,9 @@ from kshot.picture import Picture, open_archive
 Skipped: TypeAlias = "tuple[str, str]"
 """A source that is not used, and why. Reasons of one kind begin with the same words, up to a colon."""
 
+OTHER_FILE = "not of the kind by its extension"
+"""The reason for files that were never meant to be used; ``on_bad="error"`` passes over them."""
+
 
 class Place(Protocol):
     """Whatever has pictures by name."""
@@ -179,7 +182,7 @@ class Tree:
 
     def skipped(self) -> list[Skipped]:
         """The files of other kinds."""
-        return [(self.place(name), "no picture by its extension") for name in self.others]
+        return [(self.place(name), OTHER_FILE) for name in self.others]
 
     def place(self, name: str) -> str:
         """Where a file is, for messages."""
