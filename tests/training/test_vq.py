@@ -12,13 +12,13 @@ from kshot.training.vq import VQSettings, _Run, train_vq, vq_config
 from kshot.visual.tokenizer import VisualTokenizer
 from kshot.visual.vq_files import build
 
-CONFIG = vq_config(8, 2, 32, width=8, latent=4)
+CONFIG = vq_config(4, 2, 32, width=8, latent=4)
 
 
 def colours(step, count=16):
     """Four squares of random colours in each picture."""
     random = torch.Generator().manual_seed(step)
-    return torch.rand(count, 3, 2, 2, generator=random).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return torch.rand(count, 3, 2, 2, generator=random).repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
 def test_configuration():
@@ -31,19 +31,28 @@ def test_configuration():
             vq_config(size, grid, 8)
 
 
-def test_it_learns_and_dead_codes_come_to_life():
-    settings = {"steps": 80, "warmup": 5, "log_every": 20, "learning_rate": 3e-3}
-    alive, log = {}, {}
+def test_it_learns():
+    settings = VQSettings(
+        160, warmup=10, log_every=20, learning_rate=2e-3, batch_size=16, restart_every=10, free_until=0.4
+    )
+    trained = train_vq(colours, vq_config(4, 2, 32, width=16, latent=4), settings)
+    log = trained.log
+    assert [line.step for line in log] == list(range(20, 161, 20))
+    assert [line.codebook == 0 and line.used == 0 for line in log] == [True] * 3 + [False] * 5
+    assert sum(line.loss for line in log[-3:]) < 0.9 * sum(line.loss for line in log[:3])
+    codes = trained.tokenizer.encode(torch.cat([colours(1000 + number) for number in range(8)]))
+    assert len(codes.unique()) / 32 > 0.9
+
+
+def test_dead_codes_come_to_life():
+    used = {}
     for every in (10, 0):
-        trained = train_vq(colours, CONFIG, VQSettings(restart_every=every, **settings))
-        codes = trained.tokenizer.encode(torch.cat([colours(1000 + n) for n in range(8)]))
-        alive[every], log[every] = len(codes.unique()) / 32, trained.log
-    assert log[10][-1].l1 < 0.7 * log[10][0].l1
-    assert [line.step for line in log[10]] == [20, 40, 60, 80]
-    assert sum(line.restarted for line in log[10]) > 0
-    assert sum(line.restarted for line in log[0]) == 0
-    assert alive[10] > 0.9
-    assert alive[0] < alive[10]
+        settings = VQSettings(60, warmup=5, log_every=20, learning_rate=5e-3, restart_every=every, free_until=0)
+        log = train_vq(colours, CONFIG, settings).log
+        used[every] = log[-1].used
+        assert (sum(line.restarted for line in log) > 0) is (every > 0)
+    assert used[10] > 0.9
+    assert used[0] < 0.6
 
 
 def test_same_seed_same_weights(tmp_path):
@@ -89,10 +98,10 @@ def test_gradient_passes_straight_through():
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [
-        (torch.zeros(2, 3, 8, 8), "not uint8"),
-        (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "not uint8"),
-        (torch.zeros(2, 3, 4, 8, dtype=torch.uint8), r"step 0 has the shape \[32, 3, 4, 8\]"),
-        (lambda step: torch.full((2, 3, 8, 8), 2.0), "neither uint8 nor float in"),
+        (torch.zeros(2, 3, 4, 4), "not uint8"),
+        (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), "not uint8"),
+        (torch.zeros(2, 3, 2, 4, dtype=torch.uint8), r"step 0 has the shape \[32, 3, 2, 4\]"),
+        (lambda step: torch.full((2, 3, 4, 4), 2.0), "neither uint8 nor float in"),
     ],
 )
 def test_wrong_pictures(pictures, message):
@@ -105,5 +114,7 @@ def test_wrong_settings():
         VQSettings(steps=0)
     with pytest.raises(OptionError, match="beta is -1"):
         VQSettings(steps=1, beta=-1)
+    with pytest.raises(OptionError, match="no code would be learnt"):
+        VQSettings(steps=1, free_until=1)
     with pytest.raises(OptionError, match="learning_rate is nan"):
         VQSettings(steps=1, learning_rate=float("nan"))
