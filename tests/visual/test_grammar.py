@@ -94,6 +94,22 @@ def test_what_is_left_over_is_counted(plan):
         assert len(plan.records) - len(records) == plan.left_over
 
 
+def test_a_record_that_turns_out_to_be_unusable_can_be_left_out(plan):
+    sentence = plan[len(plan) - 1]
+    record = plan.record_of(len(plan) - 1, sentence.sources[-1])
+    assert record is not None
+    assert record.holds(sentence.sources[-1])
+    assert plan.record_of(0, "nowhere.png") is None
+    try:
+        rest = plan.without({record.id: "damaged"})
+    except DataError:
+        assert plan.per_epoch == plan.grammar.variants  # there was one group of records, and it is not whole any more
+        return
+    assert rest.skipped == [*plan.skipped, (record.id, "damaged")]
+    assert not any(record.holds(source) for sentence in rest for source in sentence.sources)
+    assert rest.grammar == plan.grammar
+
+
 def test_epochs_differ_unless_there_is_nothing_to_draw(plan):
     if plan.type in ("images",):
         return
