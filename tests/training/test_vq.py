@@ -44,15 +44,25 @@ def test_it_learns():
     assert len(codes.unique()) / 32 > 0.9
 
 
+PALETTE = torch.rand(8, 3, generator=torch.Generator().manual_seed(0))
+
+
+def few_colours(step, count=16):
+    """Four squares in each picture, of eight colours in all."""
+    chosen = torch.randint(8, (count, 2, 2), generator=torch.Generator().manual_seed(step))
+    return PALETTE[chosen].permute(0, 3, 1, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
 def test_dead_codes_come_to_life():
-    used = {}
-    for every in (10, 0):
-        settings = VQSettings(60, warmup=5, log_every=20, learning_rate=5e-3, restart_every=every, free_until=0)
-        log = train_vq(colours, CONFIG, settings).log
-        used[every] = log[-1].used
-        assert (sum(line.restarted for line in log) > 0) is (every > 0)
-    assert used[10] > 0.9
-    assert used[0] < 0.6
+    alive = {}
+    for every in (8, 0):
+        settings = VQSettings(80, warmup=5, log_every=20, learning_rate=4e-3, restart_every=every)
+        trained = train_vq(few_colours, vq_config(4, 2, 32, width=16, latent=4), settings)
+        codes = trained.tokenizer.encode(torch.cat([few_colours(1000 + number) for number in range(20)]))
+        alive[every] = len(codes.unique()) / 32
+        assert (sum(line.restarted for line in trained.log) > 0) is (every > 0)
+    assert alive[8] > 0.9
+    assert alive[0] < 0.8
 
 
 def test_same_seed_same_weights(tmp_path):
