@@ -85,10 +85,12 @@ def pretrain(
         length: tokens a row. Default: the model's context.
         packing: ``isolated`` (sentences do not see each other) or ``stream`` (upstream's: one behind the other, cut every row).
         loss: grade ``all`` tokens, or those of ``answers`` (pictures in the role y).
-        bos, eos: put the ids of begin and end around each sentence.
+        bos: begin each sentence with the id of that (the first behind the codes).
+        eos: end each sentence with the id of that (the second).
         tokens: tokens to train on, without padding. Default: one epoch.
         batch: rows of an optimiser step, on all processes together.
-        learning_rate, min_rate: at the end of the warm-up, and at the end of the schedule. Default of the latter: a fifth.
+        learning_rate: at the end of the warm-up.
+        min_rate: at the end of the schedule. Default: a fifth of the learning rate, as upstream.
         warmup_tokens: of the warm-up, from a rate of 0. Default: 1/36 of the schedule, as upstream.
         decay_tokens: where the schedule ends, counted from the beginning. Default: where training ends.
         weight_decay: of AdamW (with betas 0.9 and 0.95, unless ``trainer`` says others).
