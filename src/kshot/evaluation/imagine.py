@@ -147,16 +147,17 @@ def imagine(
     size = parse_size(resize_output)
     lines, skipped = _lines(prompt, data, pairs, query, shots, seed, root, max_examples)
     outputs = _outputs(lines, data or "the prompt", single=data is None and not pairs)
+    together = group or (2 if pairs else 1)
     settings = {
         "frames": frames, "candidates": candidates, "top_k": top_k, "top_p": top_p, "temperature": temperature, "seed": seed,
         "allowed_codes": allowed_codes, "bos": bos, "overflow": overflow, "slide": slide,
-        "group": group or (2 if pairs else 1),
+        "group": together,
     }  # fmt: skip
     drawn = {"resize_output": resize_output, "include_input": include_input, "separate": separate, "average": average}
     loaded = load_visual_model(model, model_options)
     for line in lines:
         loaded.plan(
-            len(line.input), frames, bos, overflow, slide, settings["group"], f"prompt {line.id}"
+            len(line.input), frames, bos, overflow, slide, together, f"prompt {line.id}"
         )  # before hours of work, not after
         if line.target and len(line.target) != frames:
             raise DataError(

@@ -10,6 +10,7 @@ import torch
 from kshot.errors import ContextTooLong, DataError, OptionError
 from kshot.models.batching import BatchRunner
 from kshot.models.visual_prompts import as_prompt
+from kshot.models.visual_window import Overflow, Plan, plan
 from kshot.picture import Picture, PictureLike
 
 BATCH_SIZE = 8
@@ -27,6 +28,11 @@ class Likelihood:
     codes: int
     max_context: int
     _context_pictures: int | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        return torch.device(self.model.device)
 
     @torch.inference_mode()
     def nll_ids(
@@ -103,6 +109,19 @@ class Likelihood:
         """Pictures that fit into the context, the last new one included (whose last token is never read)."""
         fit = (self.max_context + 1 - bos) // self.tokens
         return fit if self._context_pictures is None else min(fit, self._context_pictures)
+
+    def plan(
+        self, pictures: int, frames: int, bos: bool, overflow: Overflow, slide: int, group: int, name: str
+    ) -> Plan:
+        """What is seen when ``frames`` are imagined behind so many pictures; see :func:`kshot.models.visual_window.plan`.
+
+        Raises:
+            ContextTooLong: they do not fit; ``name`` says which prompt it is.
+        """
+        try:
+            return plan(pictures, frames, self.capacity(bos=bos), overflow=overflow, slide=slide, group=group)
+        except ContextTooLong as error:
+            raise ContextTooLong(f"{name}: {error}; {self.name} reads {self.max_context:,} tokens") from None
 
     def codes_of(self, sentences: Sequence[Sequence[Picture]]) -> list[torch.Tensor]:
         """The ids of sentences of pictures, one-dimensional, on the CPU; a picture that is shown again is encoded once."""

@@ -14,7 +14,7 @@ import torch
 
 from kshot.data.concepts import digest
 from kshot.episode import Episode, Example
-from kshot.errors import ContextTooLong, DataError, ModelError, OptionError
+from kshot.errors import DataError, ModelError, OptionError
 from kshot.models.anatomy import Anatomy, examine
 from kshot.models.base import PromptStyle
 from kshot.models.code_sampling import Sampling
@@ -25,7 +25,7 @@ from kshot.models.imagining import Imaginer, Row
 from kshot.models.visual_encoding import CodesOnly, VisualEncoder
 from kshot.models.visual_likelihood import BATCH_SIZE, Likelihood
 from kshot.models.visual_prompts import AllowedCodes, allowed_ids, as_prompt, prompt_of
-from kshot.models.visual_window import Overflow, Plan, plan
+from kshot.models.visual_window import Overflow
 from kshot.picture import Picture, PictureLike
 from kshot.prompt import Template
 
@@ -83,11 +83,6 @@ class VisualSentenceModel(Likelihood):
             raise ModelError(
                 f"{self.name} takes {self.max_context:,} tokens, and a picture has {self.tokens:,}: not even two pictures fit"
             )
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs have to be."""
-        return torch.device(self.model.device)
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -210,11 +205,7 @@ class VisualSentenceModel(Likelihood):
     def imagine_episodes(
         self, episodes: Sequence[Episode | Example], frames: int = 1, candidates: int = 1, **options: Any
     ) -> list[Imagined]:
-        """Imagine the answers of episodes whose demonstrations are answered by pictures; see :meth:`imagine` for the options.
-
-        Raises:
-            DataError: a demonstration is answered by text; see :func:`kshot.models.visual_prompts.prompt_of`.
-        """
+        """Imagine the answers of episodes (see :func:`~kshot.models.visual_prompts.prompt_of`); options as in :meth:`imagine`."""
         return self.imagine(episodes, frames, candidates, **options)
 
     def answer_episodes(self, episodes: Sequence[Episode | Example], **options: Any) -> list[Picture]:
@@ -307,16 +298,3 @@ class VisualSentenceModel(Likelihood):
             f"VisualSentenceModel({self.name!r}, {type(self.model).__name__}, {self.capacity()} pictures of {self.tokens} tokens, "
             f"{self.device})"
         )
-
-    def plan(
-        self, pictures: int, frames: int, bos: bool, overflow: Overflow, slide: int, group: int, name: str
-    ) -> Plan:
-        """What is seen when ``frames`` are imagined behind so many pictures; see :func:`kshot.models.visual_window.plan`.
-
-        Raises:
-            ContextTooLong: they do not fit; ``name`` says which prompt it is.
-        """
-        try:
-            return plan(pictures, frames, self.capacity(bos=bos), overflow=overflow, slide=slide, group=group)
-        except ContextTooLong as error:
-            raise ContextTooLong(f"{name}: {error}; {self.name} reads {self.max_context:,} tokens") from None
