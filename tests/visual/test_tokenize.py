@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 import shutil
 from collections.abc import Sequence
 
@@ -19,6 +20,8 @@ from kshot.visual.grammar import Sentence, sentence_plan, sentences_of
 from kshot.visual.store import TokenStore
 from kshot.visual.tokenize import tokenize, tokenize_sentences
 from kshot.visual.tokenize_parts import TokenParts, group
+from kshot.visual.tokenize_units import Bench, Outcome, digest_unit, token_unit
+from kshot.visual.tokenize_workers import Actor
 from kshot.visual.tokenizer import VisualTokenizer
 from tests.visual.crashing import Crashing
 from tests.visual.tiny import noise, tiny_tokenizer
@@ -299,6 +302,20 @@ def test_ray_writes_the_same_bytes(folders, whole, tmp_path):
         ray.shutdown()
     assert done.tokenized == whole.tokenized
     assert contents(tmp_path / "s") == contents(folders / "whole")
+
+
+def test_an_actor_gives_what_the_process_itself_would(folders):
+    """What Ray runs, without Ray: units go in as rows, and come back as rows."""
+    plan = sentence_plan("pairs", x=folders / "x", y=folders / "y", shots=2)
+    bench = Bench(plan, str(folders / "vq"), batch_size=4)
+    actor = Actor(pickle.dumps(bench))
+    for unit in (digest_unit(0, 3), token_unit([(0, 1), (2, 3), (1, 0)])):
+        row, expected = actor({"number": 7, "unit": unit}), bench.do(unit)
+        assert (row["number"], row["data"], row["told"]) == (7, expected.data, expected.told)
+        assert row["pictures"] == (12 if "digests" in unit else 3)
+    lost = Actor(pickle.dumps(Bench(plan, str(folders / "x"))))({"number": 0, "unit": unit})
+    with pytest.raises(KshotError, match=r"config\.json"):
+        Outcome(lost["data"], lost["told"]).read()
 
 
 def test_equal_digests_are_grouped_in_the_order_they_come():

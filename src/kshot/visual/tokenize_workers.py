@@ -143,19 +143,26 @@ def work_on_ray(units: Mapping[int, str], bench: Bench, progress: Progress, work
         except ConnectionError as error:
             raise OptionError(f"no Ray cluster at {address!r}: {error} (start one with `ray start --head`)") from None
     sent = ray.put(_sent(bench))
-    gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= workers and bench.device == "cuda" else 0.0
+    gpu = bench.device == "cuda" and ray.cluster_resources().get("GPU", 0) >= workers
     items = [{"number": number, "unit": unit} for number, unit in units.items()]
-    actor: Any = _Actor
+    actor: Any = Actor
     done = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS)).map(
-        actor, fn_constructor_args=(sent,), concurrency=min(workers, len(items)), num_cpus=1, num_gpus=gpus or None
+        actor,
+        fn_constructor_args=(sent,),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(items))),
+        **({"num_gpus": 1} if gpu else {"num_cpus": 1}),
     )
     for row in done.iter_rows():
         progress(row["pictures"])
         yield int(row["number"]), Outcome(bytes(row["data"]), row["told"])
 
 
-class _Actor:
-    """A bench in an actor of Ray."""
+class Actor:
+    """A bench in an actor of Ray.
+
+    Args:
+        sent: the bench, pickled, or a reference to that.
+    """
 
     def __init__(self, sent: Any):
         if not isinstance(sent, bytes):
