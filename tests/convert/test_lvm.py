@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from kshot import load_model
 from kshot.cli import main
 from kshot.convert import easylm
 from kshot.convert.easylm import EasyLMFile, write_easylm
@@ -222,6 +223,28 @@ def test_the_published_folder_is_put_right(tmp_path):
     notes = json.loads((folder / "kshot_conversion.json").read_text())["notes"]
     assert any("1 is now 16, 2 is now 17, None is now 18" in note for note in notes)
     assert any("2,048 is now 4,096" in note for note in notes)
+
+
+def test_the_tokenizer_lies_beside_the_weights(tmp_path):
+    from kshot.visual.tokenizer import VisualTokenizer
+    from tests.visual.tiny import tiny_vq
+
+    tokenizer = VisualTokenizer(tiny_vq(codes=CODES))
+    tokenizer.save_pretrained(tmp_path / "vq")
+    source = write_stream(tmp_path / "s", weights())
+    folder = convert_lvm(source, out=tmp_path / "out", tokenizer=tmp_path / "vq", heads=HEADS)  # codes: the tokenizer's
+    model = load_model(folder)
+    assert model.processor.tokenizer.fingerprint == tokenizer.fingerprint
+    assert model.processor.vocab_size == model.model.config.vocab_size == CODES + SPARE
+    assert json.loads((folder / "kshot_conversion.json").read_text())["tokenizer"] == tokenizer.fingerprint
+    with pytest.raises(OptionError, match="the tokenizer has 16"):
+        convert_lvm(source, out=tmp_path / "no", tokenizer=tmp_path / "vq", heads=HEADS, codes=12)
+    VisualTokenizer(tiny_vq(codes=64)).save_pretrained(tmp_path / "large")
+    with pytest.raises(ModelError, match="trained on another tokenizer"):
+        convert_lvm(source, out=tmp_path / "no", tokenizer=tmp_path / "large", heads=HEADS)
+    # a model's folder is a tokenizer's as well
+    again = convert_lvm(folder, out=tmp_path / "again", tokenizer=folder)
+    assert (again / "vq" / "config.json").exists()
 
 
 def test_the_table_of_angles_is_kept(tmp_path):

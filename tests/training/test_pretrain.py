@@ -8,9 +8,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from kshot import load_model
 from kshot.cli import main
 from kshot.errors import ContextTooLong, DataError, KshotError, ModelError, OptionError
 from kshot.models.rope_table import rope_table_of
@@ -21,7 +23,6 @@ from kshot.training.run import run
 from kshot.training.token_schedule import TokenSchedule
 from kshot.training.trainer import complete_checkpoints
 from kshot.visual.loader import TokenRows
-from kshot.visual.processor import VisualSentenceProcessor
 from kshot.visual.store import TokenizerRecord
 from kshot.visual.tokenizer import VisualTokenizer
 from tests.visual.stores import make_store
@@ -199,7 +200,9 @@ def test_a_model_is_trained_and_loads(store, tmp_path):
     assert isinstance(made, LlamaForCausalLM)
     assert made.dtype == torch.float32
     assert (made.config.vocab_size, made.config.bos_token_id, made.generation_config.eos_token_id) == (116, 16, None)
-    assert VisualSentenceProcessor.from_pretrained(out).tokenizer.fingerprint == vq.fingerprint
+    loaded = load_model(out)
+    assert loaded.processor.tokenizer.fingerprint == vq.fingerprint
+    assert len(loaded.imagine([[Image.new("RGB", (8, 8), shade) for shade in ("red", "blue", "red")]])) == 1
     assert (
         pretrain(**options(str(tmp_path / "own"), tmp_path / "out", tokenizer=str(tmp_path / "vq"), tokens=8000)) == out
     )
