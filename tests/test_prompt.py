@@ -118,12 +118,17 @@ def test_data_cannot_smuggle_in_an_image():
     assert prompt.text("IMG").count("IMG") == 2
 
 
-def test_a_demonstration_needs_a_text_answer():
+def test_a_demonstration_needs_an_answer():
     with pytest.raises(DataError, match="no answer"):
         render_plain(Episode((example(answer=None),), example()), LIVE)
-    drawn = Example([Image.new("RGB", (4, 4))], answer=Image.new("RGB", (4, 4)))
-    with pytest.raises(DataError, match="picture"):
-        render_plain(Episode((drawn,), example()), LIVE)
+
+
+def test_an_answer_that_is_a_picture_stands_as_an_image_in_its_place():
+    drawn = Example([Image.new("RGB", (4, 4))], answer=Image.new("RGB", (4, 4), "red"))
+    prompt = render_plain(Episode((drawn,), drawn), LIVE, answer=drawn.answer)
+    assert [s.is_answer for s in prompt.segments if s.picture is not None] == [False, True, False, True]
+    assert prompt.pictures == (drawn.images[0], drawn.answer, drawn.images[0], drawn.answer)
+    assert prompt.text("[]").count("Short answer:[]") == 2
 
 
 def test_a_template_must_say_where_the_answer_stands():

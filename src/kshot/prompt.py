@@ -113,9 +113,11 @@ class Prompt:
 
 
 def render_plain(
-    episode: Episode, template: Template, *, answer: str | None = None, reserved: Sequence[str] = ()
+    episode: Episode, template: Template, *, answer: str | Picture | None = None, reserved: Sequence[str] = ()
 ) -> Prompt:
     """Interleaved text and images, as the Idefics, LIVE and MimIC papers write them.
+
+    Answers that are pictures stand as images in their places.
 
     Args:
         episode: the episode; its own instruction, if any, replaces the template's.
@@ -126,19 +128,20 @@ def render_plain(
             broken up, so that a question cannot smuggle in an image.
 
     Raises:
-        DataError: a demonstration has no text answer.
+        DataError: a demonstration has no answer.
     """
     before, after = template.demonstration.split("{answer}")
     segments = [Segment(instruction_of(episode, template))]
     for index, example in enumerate(episode.demonstrations):
         segments += fill(before, example, "demonstration", index, reserved)
-        segments.append(Segment(plain_text(example.text_answer, reserved), None, "demonstration", index, True))
+        shown = example.answer if isinstance(example.answer, Picture) else example.text_answer
+        segments.append(_answer(shown, "demonstration", index, reserved))
         segments += fill(after + template.separator, example, "demonstration", index, reserved)
     segments = [s for s in segments if s.text or s.picture]
     prefix = len(segments)
     segments += fill(template.query_text, episode.query, "query", -1, reserved)
     if answer is not None:
-        segments.append(Segment(plain_text(answer, reserved), None, "answer", -1, True))
+        segments.append(_answer(answer, "answer", -1, reserved))
         segments += fill(after, episode.query, "answer", -1, reserved, is_answer=True)
     return Prompt(tuple(s for s in segments if s.text or s.picture), "plain", prefix)
 
@@ -267,6 +270,12 @@ def fill(
         if filled:
             segments.append(Segment(filled, None, role, index, is_answer))
     return segments
+
+
+def _answer(answer: str | Picture, role: Role, index: int, reserved: Sequence[str]) -> Segment:
+    if isinstance(answer, Picture):
+        return Segment("", answer, role, index, True)
+    return Segment(plain_text(answer, reserved), None, role, index, True)
 
 
 def plain_text(text: str, reserved: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from kshot.data.task import Task
 from kshot.episode import Episode, Example
 from kshot.errors import DataError, OptionError
 from kshot.picture import Picture, as_picture
-from kshot.prompt import Template
+from kshot.prompt import Template, TokenizedPrompt
 from tests.evaluation.toys import Lookup, Swatches
 
 
@@ -104,3 +105,22 @@ def test_models_and_tasks_must_speak_the_same_language():
         kshot.evaluate(Copier(), Swatches())
     with pytest.raises(OptionError, match="no candidates"):
         kshot.evaluate(Copier(), Negatives(), scoring="likelihood")
+
+
+def test_a_prompt_of_pictures_is_shown_with_the_answer_behind_the_query(tmp_path):
+    class Shower(Copier):
+        def encode(self, episode: Episode) -> SimpleNamespace:
+            return SimpleNamespace(tokens=TokenizedPrompt((), (), 0))
+
+    bare = kshot.show(Negatives(), shots=2)
+    assert [(s.role, s.index, s.is_answer) for s in bare.prompt.segments if s.picture is not None] == [
+        ("demonstration", 0, False),
+        ("demonstration", 0, True),
+        ("demonstration", 1, False),
+        ("demonstration", 1, True),
+        ("query", -1, False),
+    ]
+    shown = kshot.show(Negatives(), Shower(), shots=2, query=4, save=tmp_path / "prompt.png")
+    assert (np.asarray(shown.prompt.pictures[-1].load()) == 255 - noise(4)).all()
+    assert Image.open(tmp_path / "prompt.png").size[0] > 100
+    assert len(shown.prompt.pictures) == 6

@@ -172,7 +172,8 @@ class Budget:
 def adapter_in(vlm: VLM | VisualSentenceModel, folder: Path, name: str) -> Iterator[None]:
     """The model with an adapter in its layers, under a name that the records of runs show."""
     made = PeftModel.from_pretrained(vlm.model, str(folder)).eval()
-    vlm.soft = SoftPrompt(made) if is_soft(made) else None
+    if isinstance(vlm, VLM):
+        vlm.soft = SoftPrompt(made) if is_soft(made) else None
     before, vlm.adapter = vlm.adapter, name
     try:
         yield

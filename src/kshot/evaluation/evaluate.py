@@ -19,20 +19,20 @@ from kshot.evaluation import report
 from kshot.evaluation.answering import Answering, OnBadImage, Scoring
 from kshot.evaluation.cells import FORMAT_ONLY, plan
 from kshot.evaluation.environment import configuration, environment
-from kshot.evaluation.loading import load_any
+from kshot.evaluation.loading import AnyModel, load_any
 from kshot.evaluation.options import names_of, numbers_of
 from kshot.evaluation.results import Evaluation
 from kshot.evaluation.running import STEP, Run
 from kshot.evaluation.runs import RunFolder, read_json
 from kshot.evaluation.workers import Worker, wait_for
-from kshot.models.base import Model, PromptStyle
+from kshot.models.base import PromptStyle
 from kshot.picture import ArchivePicture, FilePicture
 
 PredictionForm = Literal["kshot", "lcl"]
 
 
 def evaluate(
-    model: str | Model,
+    model: str | AnyModel,
     task: str | Task,
     *,
     shots: int | str | Sequence[int] | None = None,

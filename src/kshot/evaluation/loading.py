@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from typing import Any, overload
 
 from kshot.errors import OptionError
-from kshot.models.base import Model
+from kshot.models.base import Model, PictureModel
+
+AnyModel = Model | PictureModel
+"""A model of any kind, as the commands take it."""
 
 
 @overload
-def load_any(model: str | Model, options: Mapping[str, Any] | None = None) -> Model: ...
+def load_any(model: str | AnyModel, options: Mapping[str, Any] | None = None) -> AnyModel: ...
 @overload
 def load_any(model: None, options: Mapping[str, Any] | None = None) -> None: ...
 @overload
-def load_any(model: str | Model | None, options: Mapping[str, Any] | None = None) -> Model | None: ...
-def load_any(model: str | Model | None, options: Mapping[str, Any] | None = None) -> Model | None:
+def load_any(model: str | AnyModel | None, options: Mapping[str, Any] | None = None) -> AnyModel | None: ...
+def load_any(model: str | AnyModel | None, options: Mapping[str, Any] | None = None) -> AnyModel | None:
     """A model by its name, folder or hub id; a loaded one (or none) is returned as it is.
 
     Raises:
@@ -29,7 +32,9 @@ def load_any(model: str | Model | None, options: Mapping[str, Any] | None = None
 
         if not sys.stderr.isatty():
             logging.disable_progress_bar()  # "Loading weights" would fill log files
-        loaded: Any = load_model(model, **(options or {}))  # text or pictures: what is asked of it says which it must be
+        loaded: Any = load_model(
+            model, **(options or {})
+        )  # text or pictures: what is asked of it says which it must be
         return loaded
     if options:
         raise OptionError("model_options apply only to a model that is given by name")

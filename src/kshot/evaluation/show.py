@@ -13,8 +13,9 @@ from kshot.data.retrieval import Order
 from kshot.data.task import Task, load_task
 from kshot.episode import Episode, Example
 from kshot.errors import OptionError
+from kshot.evaluation.answering import check_answers
 from kshot.evaluation.controls import controls
-from kshot.evaluation.loading import load_any
+from kshot.evaluation.loading import AnyModel, load_any
 from kshot.metrics.base import metrics
 from kshot.models.base import Model, PromptStyle
 from kshot.prompt import Prompt, Segment, TokenizedPrompt, render_plain
@@ -55,7 +56,7 @@ class Shown:
 
 def show(
     task: str | Task,
-    model: str | Model | None = None,
+    model: str | AnyModel | None = None,
     *,
     query: int = 0,
     shots: int | None = None,
@@ -125,13 +126,19 @@ def is_right(task: Task, prediction: str, query: Example) -> bool | None:
 
 
 def render(
-    task: Task, episode: Episode, model: Model | None = None, style: PromptStyle = "auto", ask: bool = True
+    task: Task, episode: Episode, model: AnyModel | None = None, style: PromptStyle = "auto", ask: bool = True
 ) -> Shown:
     """An episode as a model is given it; the plain prompt without a model."""
     if model is None:
         if style == "chat":
             raise OptionError("the chat style is the model's own: give a model")
         return Shown(episode, render_plain(episode, task.template))
+    check_answers(model, task)
+    if not isinstance(model, Model):
+        tokens = cast(Any, model).encode(episode).tokens
+        # The answer stands where the model paints it: behind the query.
+        answer = model.answer_episodes([episode])[0] if ask else None
+        return Shown(episode, render_plain(episode, task.template, answer=answer), tokens)
     prompt = cast(Any, model).prompt(episode, task.template, style)
     tokens = cast(Any, model).encode(episode, task.template, style).tokens
     said = None
