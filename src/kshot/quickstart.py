@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kshot.comparison import MethodComparison, compare_methods
 from kshot.data.task import load_task
 from kshot.errors import OptionError
 from kshot.evaluation import plots, report
@@ -19,6 +20,7 @@ from kshot.evaluation.results import Evaluation
 from kshot.evaluation.runs import write_bytes, write_text
 from kshot.evaluation.show import show
 from kshot.models.base import Model
+from kshot.models.vlm import VLM
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -32,6 +34,22 @@ NOTES = {
     "labels still show it, so they cost less: this is recognising a known task, the digits are learning a new one.",
 }
 COLUMNS = ("task", "demonstrations", "accuracy", "labels shuffled")
+LEARNT_COLUMNS = ("task", "no demonstrations", "8 demonstrations", "LIVE", "MimIC", "at most", "trained in")
+METHODS = {"live": "LIVE", "mimic": "MimIC"}
+SHOTS = 8
+LEARNT = {"colours": "scenes whose colour is meant", "pair": "two invented concepts"}
+STEPS = 80
+"""Steps in which an adapter is trained; by itself ``kshot distill`` takes more, and smaller ones."""
+RATES = {
+    "live": {"live_vector": 0.1, "live_alpha": 0.1},
+    "mimic": {"mimic_shift": 0.06, "mimic_weight": 0.03, "mimic_bias": 0.03},
+}
+"""Learning rates for so few steps."""
+LEARNING = (
+    "Demonstrations put into an adapter of a few kilobytes: what the model does with {shots} of them in its prompt is taught to it "
+    "without them, from {samples} labelled pictures, a quarter of them held out. LIVE adds one vector at every token: spelling "
+    "names of several tokens takes it more steps than there are here."
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,7 @@ class Quickstart:
 
     Attributes:
         digits, scenes: the two evaluations.
+        learnt: adapters beside prompts, by task; empty if that was left out.
         folder: where everything was written.
         answer: what the model answered in the saved picture, and whether that is right.
         seconds: how long it took.
@@ -47,6 +66,7 @@ class Quickstart:
 
     digits: Evaluation
     scenes: Evaluation
+    learnt: dict[str, MethodComparison]
     folder: Path
     answer: tuple[str, bool]
     seconds: float
@@ -62,6 +82,20 @@ class Quickstart:
                 control = next((c for c in result.rows if (c.kind, c.shots) == (CONTROL, row.shots)), None)
                 lines.append((name, shots, _figure(row), _figure(control)))
         return lines
+
+    def learnt_rows(self) -> list[tuple[str, ...]]:
+        """The table of adapters as text, in the order of :data:`LEARNT_COLUMNS`."""
+        lines = []
+        for name, found in self.learnt.items():
+            scores = [found.row(method).score for method in ("zero_shot", "few_shot", *METHODS)]
+            size = max(found.row(method).adapter_bytes for method in METHODS)
+            seconds = sum(found.row(method).training_seconds for method in METHODS)
+            lines.append((LEARNT[name], *map(str, scores), f"{size / 1000:.0f} kB", f"{seconds:.0f} s"))
+        return lines
+
+    def _learning(self) -> str:
+        """What the second table is about."""
+        return LEARNING.format(shots=SHOTS, samples=next(iter(self.learnt.values())).facts["samples"])
 
     def next_steps(self) -> list[tuple[str, str]]:
         """Commands to go on with, and what each is for."""
@@ -98,49 +132,73 @@ class Quickstart:
             table.add_row("" if name == previous else name, *cells)
             previous = name
         said, right = self.answer
+        tables = [table]
+        if self.learnt:
+            tables.append(Table(title="Demonstrations put into adapters", title_justify="left"))
+            for name in LEARNT_COLUMNS:
+                tables[-1].add_column(name, justify="left" if name == "task" else "right", no_wrap=name == "task")
+            for line in self.learnt_rows():
+                tables[-1].add_row(*line)
         lines = [
             *(f"{name}: {note}" for name, note in NOTES.items()),
+            *([self._learning()] if self.learnt else []),
             "In brackets: 95 % intervals.",
             "",
             f"a prompt with the model's answer ({said!r}, {'right' if right else 'wrong'}): {self.folder / 'prompt.png'}",
             f"accuracy against demonstrations:  {self.folder / 'accuracy.png'}",
             f"all predictions, choices, hashes: {self.folder / 'digits'} and {self.folder / 'scenes'}",
+            *([f"adapters and their predictions:    {self.folder / 'methods'}"] if self.learnt else []),
             f"{self.seconds:.0f} s",
             "",
             "What next?",
         ]
         for purpose, command in self.next_steps():
             lines += [f"- {purpose}:", f"  {command}"]
-        return Group(table, Text("\n".join(lines)))
+        return Group(*tables, Text("\n".join(lines)))
 
     def markdown(self) -> str:
         """The table as Markdown."""
-        notes = [f"{name}: {note}" for name, note in NOTES.items()]
-        return (
-            "\n\n".join(["# kshot quickstart", "\n".join(report.markdown_table(COLUMNS, self.rows())), *notes]) + "\n"
-        )
+        parts = ["# kshot quickstart", "\n".join(report.markdown_table(COLUMNS, self.rows()))]
+        parts += [f"{name}: {note}" for name, note in NOTES.items()]
+        if self.learnt:
+            parts.append(self._learning())
+            parts.append(
+                "\n".join(report.markdown_table(LEARNT_COLUMNS[:-1], [line[:-1] for line in self.learnt_rows()]))
+            )
+        return "\n\n".join(parts) + "\n"
 
 
 def quickstart(
-    *, out: str | os.PathLike[str] = "runs/quickstart", questions: int = 200, model: str | Model = "tiny", seed: int = 0
+    *,
+    out: str | os.PathLike[str] = "runs/quickstart",
+    questions: int = 200,
+    model: str | Model = "tiny",
+    seed: int = 0,
+    samples: int = 96,
 ) -> Quickstart:
     """Show in-context learning with the embedded model: real handwritten digits under invented names, and scenes with hidden tasks.
 
-    Offline, in about a minute on two cores.
+    Then put what demonstrations do into adapters (LIVE, MimIC), and ask without them. Offline, in less than two minutes on two cores.
 
     Args:
         out: folder for the run folders, the picture of a prompt and the plot.
         questions: number of questions per task and number of demonstrations.
         model: another model, by name, folder or hub id.
         seed: of the questions and of the choice of demonstrations.
+        samples: labelled pictures that adapters learn from; 0 leaves adapters out.
 
     Raises:
-        OptionError: fewer than one question.
+        OptionError: fewer than one question, or too few samples.
     """
     if questions < 1:
         raise OptionError(f"questions={questions}: must be 1 or more")
+    if samples and samples < 2 * SHOTS:
+        raise OptionError(f"samples={samples}: must be {2 * SHOTS} or more, or 0 for no adapters")
     begin, folder = time.monotonic(), Path(out)
-    print("kshot quickstart: asking a small model questions on two tasks, offline; about a minute ...", file=sys.stderr)
+    print(
+        "kshot quickstart: asking a small model questions on two tasks, offline; less than two minutes ...",
+        file=sys.stderr,
+    )
     the_model = load_any(model)
     digits = load_task("digits", ways=2, episodes=questions, seed=seed)
     scenes = load_task("scenes", episodes=questions, seed=seed)
@@ -153,9 +211,38 @@ def quickstart(
     said = digits.parse(shown.answer or "")
     answer = said, said in shown.episode.query.references
     write_bytes(folder / "accuracy.png", plot(*results))
-    found = Quickstart(*results, folder, answer, time.monotonic() - begin)
+    learnt = _learn(the_model, folder / "methods", questions, samples, seed) if samples else {}
+    found = Quickstart(*results, learnt, folder, answer, time.monotonic() - begin)
     write_text(folder / "results.md", found.markdown())
     return found
+
+
+def _learn(model: Model, folder: Path, questions: int, samples: int, seed: int) -> dict[str, MethodComparison]:
+    """Adapters beside prompts, on a task that the model knows and on one that it has to learn."""
+    if not isinstance(model, VLM):
+        return {}
+    tasks = {
+        "colours": load_task("scenes", tasks="colour", episodes=questions, seed=seed),
+        "pair": load_task("concept_pair", queries=questions, seed=seed),
+    }
+    return {
+        name: compare_methods(
+            model,
+            task,
+            methods=tuple(METHODS),
+            shots=SHOTS,
+            samples=samples,
+            seed=seed,
+            limit=None,
+            out=folder / name,
+            rounds=0,
+            with_demonstrations=False,
+            batch_size=32,
+            trainer={"max_steps": STEPS},
+            options={method: {"rates": RATES[method]} for method in METHODS},
+        )
+        for name, task in tasks.items()
+    }
 
 
 def plot(digits: Evaluation, scenes: Evaluation) -> bytes:
