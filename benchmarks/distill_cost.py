@@ -2,11 +2,11 @@
 
 ``memory``: most memory that one step of MimIC with all losses (hidden states, KL, cross-entropy) holds beyond what was held before it,
 teacher's pass, student's pass and gradients, for a random LLaVA of width 128 with a vocabulary of 32,000, one query, by number of
-demonstrations and tokens of the answer. ``all logits`` is the same with the head applied everywhere, as it is where nothing says otherwise.
+demonstrations and tokens of the answer. ``all logits`` is the same with the head applied everywhere.
 Figures are resident memory (the allocator returns what is freed); ``logits_mb`` is what prompt x vocabulary alone would be.
 
-``step``: CPU time of a training step of MimIC, 8 demonstrations, 8 queries: the teacher asked, or its states in the cache, in alternating
-rounds. Models: a random LLaVA of 15 million parameters, and the embedded one. Pictures are encoded once in both ways.
+``step``: CPU time of a training step of MimIC, 8 demonstrations, 8 queries: the teacher asked, or its states in the cache, in turns.
+Models: a random LLaVA of 15 million parameters, and the embedded one. Pictures are encoded once in both ways.
 
     python benchmarks/distill_cost.py --out results/distill_cost.csv
 """
