@@ -34,7 +34,7 @@ def test_everything_is_written_and_said(tmp_path):
     assert str(tmp_path / "prompt.png") in said
     for table in (said, (tmp_path / "results.md").read_text(encoding="utf-8")):
         table = " ".join(table.split())
-        assert all(word in table for word in ("LIVE", "MimIC", "16 labelled pictures", "scenes whose colour is meant"))
+        assert all(word in table for word in ("LIVE", "MimIC", "16 labelled pictures", "colour of a scene"))
     for name, compared in found.learnt.items():
         assert [row.method for row in compared.rows] == ["zero_shot", "format_only", "few_shot", "live", "mimic"]
         assert (tmp_path / "methods" / name / "mimic" / "seed-0" / "adapter" / "adapter_model.safetensors").exists()

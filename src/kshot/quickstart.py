@@ -34,10 +34,10 @@ NOTES = {
     "labels still show it, so they cost less: this is recognising a known task, the digits are learning a new one.",
 }
 COLUMNS = ("task", "demonstrations", "accuracy", "labels shuffled")
-LEARNT_COLUMNS = ("task", "no demonstrations", "8 demonstrations", "LIVE", "MimIC", "at most", "trained in")
+LEARNT_COLUMNS = ("task", "0 shots", "8 shots", "LIVE", "MimIC", "size", "time")
 METHODS = {"live": "LIVE", "mimic": "MimIC"}
 SHOTS = 8
-LEARNT = {"colours": "scenes whose colour is meant", "pair": "two invented concepts"}
+LEARNT = {"colours": "colour of a scene", "pair": "invented pair"}
 STEPS = 80
 """Steps in which an adapter is trained; by itself ``kshot distill`` takes more, and smaller ones."""
 RATES = {
