@@ -163,11 +163,13 @@ def _parts_folder(writer: StoreWriter, cache: str | None) -> Path:
 
 def _check(plan: Sequence[Sentence], record: TokenizerRecord, context: int | None) -> None:
     """Find out before hours of work what would be an error at its end."""
-    first = plan[0] if len(plan) else None
-    for role in first.roles if first else ():
+    if not len(plan):
+        return
+    first = plan[0]
+    for role in first.roles:
         if role.split() != [role]:
             raise OptionError(f"role {role!r} of {first.type!r} sentences has blanks in it: name it otherwise")
-    if context is None or first is None:
+    if context is None:
         return
     fits = getattr(plan, "fits", None)
     if fits is not None:

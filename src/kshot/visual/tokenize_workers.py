@@ -146,11 +146,12 @@ def work_on_ray(units: Mapping[int, str], bench: Bench, progress: Progress, work
     gpu = bench.device == "cuda" and ray.cluster_resources().get("GPU", 0) >= workers
     items = [{"number": number, "unit": unit} for number, unit in units.items()]
     actor: Any = Actor
+    needs: dict[str, Any] = {"num_gpus": 1} if gpu else {"num_cpus": 1}
     done = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS)).map(
         actor,
         fn_constructor_args=(sent,),
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(items))),
-        **({"num_gpus": 1} if gpu else {"num_cpus": 1}),
+        **needs,
     )
     for row in done.iter_rows():
         progress(row["pictures"])
