@@ -47,8 +47,8 @@ RATES = {
 """Learning rates for so few steps."""
 LEARNING = (
     "Demonstrations put into an adapter of a few kilobytes: what the model does with {shots} of them in its prompt is taught to it "
-    "without them, from {samples} labelled pictures, a quarter of them held out. LIVE adds one vector at every token: spelling "
-    "names of several tokens takes it more steps than there are here."
+    "without them, from {samples} labelled pictures, a quarter of them held out. LIVE adds the same vector at every token "
+    "and may misspell names of several tokens."
 )
 
 
