@@ -66,7 +66,7 @@ def error(capsys, *words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["evalute"], "unknown command 'evalute': did you mean 'evaluate'?"),
+        (["evalute"], "unknown command 'evalute': did you mean 'evaluate'"),
         (["evaluate", "--model", "tiny", "--task", "digit"], "unknown task 'digit': did you mean 'digits'?"),
         (
             ["show", "--task", "digits", "--retriever", "balancd"],
