@@ -15,7 +15,7 @@ from kshot.data.task import load_task
 from kshot.errors import OptionError
 from kshot.evaluation import plots, report
 from kshot.evaluation.evaluate import evaluate
-from kshot.evaluation.loading import load_any
+from kshot.evaluation.loading import AnyModel, load_any
 from kshot.evaluation.results import Evaluation
 from kshot.evaluation.runs import write_bytes, write_text
 from kshot.evaluation.show import show
@@ -217,7 +217,7 @@ def quickstart(
     return found
 
 
-def _learn(model: Model, folder: Path, questions: int, samples: int, seed: int) -> dict[str, MethodComparison]:
+def _learn(model: AnyModel, folder: Path, questions: int, samples: int, seed: int) -> dict[str, MethodComparison]:
     """Adapters beside prompts, on a task that the model knows and on one that it has to learn."""
     if not isinstance(model, VLM):
         return {}

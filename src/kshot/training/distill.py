@@ -172,7 +172,7 @@ def distill(
     plan = plan_of(method, vlm.anatomy.parameters)
     losses = chosen_losses(plan, teacher, **wishes)
     settings = plan.settings(trainer or {})
-    used = {
+    used: dict[str, Any] = {
         "losses": vars(losses), "rates": plan.rates | dict(rates or {}), "trainer": lasting(settings),
         "demonstrations": demonstrations or plan.demonstrations,
         "mix_demonstrations": plan.mix if mix_demonstrations is None else mix_demonstrations,
