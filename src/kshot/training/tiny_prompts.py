@@ -118,10 +118,10 @@ def random_wording(rng: np.random.Generator) -> Wording:
     """A wording of the training mixture."""
     question = str(rng.choice(QUESTIONS)) if rng.random() < 0.85 else _babble(rng)
     fate = rng.random()
-    if fate < 0.25:
+    if fate < 0.3:
         instruction = str(rng.choice(INSTRUCTIONS)) if rng.random() < 0.4 else ""
         return chat_wording(question, instruction, system=rng.random() < 0.5, image_first=rng.random() < 0.85)
-    if fate < 0.55:
+    if fate < 0.42:
         return _random_form(rng, question)
     weights = np.array([w for w, _ in TRAINED])
     template = TRAINED[int(rng.choice(len(TRAINED), p=weights / weights.sum()))][1]
@@ -153,26 +153,13 @@ def _babble(rng: np.random.Generator) -> str:
 
 
 def _random_form(rng: np.random.Generator, question: str) -> Wording:
-    """A form of random words around picture, question and answer, the question before the picture or behind it."""
-    gap = str(rng.choice([" ", "\n", ""]))
-    asked = _field(rng, 0.5) + question if question and rng.random() < 0.7 else ""
-    lead = str(rng.choice(["", "", "", _babble(rng) + " ", _field(rng, 1.0)]))
-    cue = str(rng.choice(["", ":", " " + _babble(rng) + " ", _field(rng, 1.0), _field(rng, 1.0)]))
-    before, between = (lead + asked + gap, "") if rng.random() < 0.4 else (lead, asked)
-    middle = str(rng.choice(["", " ", "\n"])) + between + (gap if between else "") + cue
+    """A form of random words around picture, question and answer."""
+    lead = str(rng.choice(["", "", _babble(rng) + " ", _babble(rng).capitalize() + ": "]))
+    cue = str(
+        rng.choice(["", ": ", ":", _babble(rng) + ": ", _babble(rng).capitalize() + ":", " " + _babble(rng) + " "])
+    )
+    middle = question + str(rng.choice([" ", "\n", ""])) + cue
     end = str(rng.choice([".", "\n", "\n\n", ".\n", ".\n\n"]))
     # An answer must not run into the word before it.
     middle = middle + " " if middle and middle[-1].isalnum() else middle
-    return Wording("", before, middle or ":", end, before, middle or ":")
-
-
-def _field(rng: np.random.Generator, share: float) -> str:
-    """The name of a field, a word or a letter, with a colon; with probability ``1 - share`` nothing."""
-    if rng.random() >= share:
-        return ""
-    name = str(rng.choice(list(LETTERS))) if rng.random() < 0.3 else _babble(rng).rstrip("?.").capitalize()
-    return name + str(rng.choice([": ", ":", ":\n"]))
-
-
-LETTERS = "BCDEFGHIJKLMNOPRSTUVWXYZ"
-"""Names of fields in random forms. A and Q are kept for tests."""
+    return Wording("", lead, middle or ":", end, lead, middle or ":")
