@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from kshot.cli import COMMANDS, build_parser, main
+from kshot.cli import COMMANDS, build_parser, main, parse
 from kshot.version import __version__
 
 
@@ -29,6 +29,30 @@ def test_the_overview_names_every_command(capsys, words):
     status, out, _ = run(capsys, *words)
     assert status == 0
     assert all(f"  {name} " in out for name in COMMANDS)
+
+
+def test_kinds_of_a_command_stand_apart_from_what_they_are(capsys):
+    """However long their names are."""
+    from kshot.convert import CONVERSIONS
+
+    status, out, _ = run(capsys, "convert", "--help")
+    assert status == 0
+    assert all(f"  {kind}  " in re.sub(" +", "  ", out) for kind in CONVERSIONS)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--data", "d", "--separate", "--average", "false"], {"separate": True, "average": False}),
+        (["--separate=false", "--data", "d", "--average"], {"separate": False, "average": True}),
+        (["--data", "d"], {"separate": False, "average": False}),
+        (["--data", "d", "--bos"], {"bos": True}),
+    ],
+)
+def test_an_option_that_is_true_or_false_needs_no_value_to_be_true(words, wanted):
+    command = COMMANDS["imagine"]
+    found = parse("imagine", command, command.function(), ["--model", "m", "--out", "o", *words])
+    assert {name: found[name] for name in wanted} == wanted
 
 
 def test_the_version(capsys):

@@ -25,6 +25,12 @@ def tokenizer():
     return VisualTokenizer(make_vq())
 
 
+def test_a_device_that_is_not_there_is_named():
+    for device in ("nowhere", "xpu:77"):
+        with pytest.raises(OptionError, match=f"device '{device}' cannot be used"):
+            VisualTokenizer(make_vq(), device=device)
+
+
 def test_pixels_are_upstreams(tokenizer):
     image = pictures(1)[0]
     wanted = np.array(image.convert("RGB").resize((32, 32)), dtype=np.float32) / 255.0

@@ -86,7 +86,8 @@ def _explain_kinds(name: str, command: Command, rest: Sequence[str]) -> int:
     table = imported(command.kinds)
     if rest[:1] not in (["-h"], ["--help"]):
         raise KshotError(f"kshot {name} needs a kind: {', '.join(table)} (kshot {name} KIND --help lists the options)")
-    kinds = [f"  {kind:<12}{found.summary}" for kind, found in table.items()]
+    width = max(map(len, table)) + 2
+    kinds = [f"  {kind:<{width}}{found.summary}" for kind, found in table.items()]
     lines = [f"usage: kshot {name} KIND [options]", "", command.summary, "", "kinds:", *kinds, ""]
     print("\n".join([*lines, f"kshot {name} KIND --help lists the options of a kind"]))
     return 0

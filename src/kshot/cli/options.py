@@ -81,9 +81,12 @@ class Names:
         self.own = set(parameters) | {"config", "help"}
         self.parts = [part for part in GROUPS if f"{part}_options" in self.own]
         self.trees = {name for name, parameter in parameters.items() if "dict[" in str(parameter.annotation)}
+        self.switches = {name for name, parameter in parameters.items() if "bool" in str(parameter.annotation)}
 
     def sort(self) -> tuple[list[str], dict[str, Tree]]:
         """The words that are the function's plain options, with dashes and the YAML file resolved; and the options within options.
+
+        An option that is true or false and has no value is true: ``--verify``.
 
         Raises:
             UnknownName: neither the command nor one of its parts has such an option.
@@ -106,6 +109,8 @@ class Names:
             option, equals, value = word[2:].partition("=")
             path = self.path(option)
             if path[0] not in self.trees:
+                if path[0] in self.switches and not equals and (not words or words[0].startswith("--")):
+                    equals, value = "=", "true"
                 plain.append("--" + ".".join(path) + equals + value)
                 continue
             if not equals:

@@ -49,7 +49,7 @@ class VisualTokenizer:
         codes: size of the codebook; tokens are below it.
 
     Raises:
-        OptionError: an unknown rule or precision, or a size that the network cannot halve often enough.
+        OptionError: an unknown rule or precision, a size that the network cannot halve often enough, or a device that is not there.
         ModelError: the network is not one from pictures of three channels to such pictures.
     """
 
@@ -69,7 +69,7 @@ class VisualTokenizer:
             )
         self.vq = vq.eval().requires_grad_(False)
         if device is not None:
-            self.vq.to(device)
+            _move(self.vq, device)
         self.size = _size(config) if size is None else size
         self.resize: ResizeRule = checked_rule(resize)
         self.precision = checked_precision(precision)
@@ -322,6 +322,15 @@ def tokenizer_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         ModelError: there is none.
     """
     return read_config(Path(folder).expanduser())
+
+
+def _move(vq: Any, device: str | torch.device) -> None:
+    try:
+        vq.to(device)
+    except (RuntimeError, AssertionError) as error:  # a PyTorch without CUDA asserts that it has it
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise OptionError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def _size(config: Any) -> int:
