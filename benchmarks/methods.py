@@ -25,8 +25,9 @@ import torch
 
 import kshot
 from kshot.comparison.figures import parameters_in, units_of
-from kshot.comparison.obtain import Budget, adapter_in, wanted_methods
+from kshot.comparison.obtain import Budget, adapter_in, trainable, wanted_methods
 from kshot.comparison.table import FEW, ZERO
+from kshot.data.concepts import digest
 from kshot.data.task import Task, load_task
 from kshot.evaluation.cells import DEMONSTRATIONS
 from kshot.evaluation.evaluate import evaluate
@@ -35,6 +36,7 @@ from kshot.evaluation.results import Evaluation, Row
 from kshot.evaluation.runs import read_json
 from kshot.models.adapters import WEIGHTS
 from kshot.models.vlm import VLM
+from kshot.training.distill_plans import plan_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "methods.csv"
 SHOTS, QUERIES, SEEDS, BATCH = 8, 500, 3, 50
@@ -138,11 +140,16 @@ class Bench:
         common: dict[str, Any] = {"limit": QUERIES, "controls": "none", "batch_size": BATCH}
         return evaluate(self.vlm, self.task, out=out, **common, **options)
 
+    def place(self, setting: str, method: str, seed: int) -> Path:
+        """Folder of an adapter: another one where the method is trained otherwise."""
+        plan = repr(plan_of(method, self.vlm.anatomy.parameters)) if trainable(method) else ""
+        return self.folder / setting / f"{method}-{digest(plan)[:6]}" / f"seed-{seed}"
+
     def obtain(self, setting: str, method: str) -> None:
         """Adapters of all seeds, and what they answer, unless they are there."""
         budget = Budget(SHOTS, batch_size=BATCH, **SETTINGS[setting])
         for seed in self.seeds:
-            place = self.folder / setting / method / f"seed-{seed}"
+            place = self.place(setting, method, seed)
             budget.obtain(self.vlm, self.task, method, seed, place, {})
             if not (place / "queries" / "metrics.json").exists():
                 with adapter_in(self.vlm, place / "adapter", f"{method}, seed {seed}"):
@@ -150,7 +157,7 @@ class Bench:
 
     def done(self, setting: str, method: str) -> bool:
         """Whether that is there."""
-        places = (self.folder / setting / method / f"seed-{seed}" for seed in self.seeds)
+        places = (self.place(setting, method, seed) for seed in self.seeds)
         return all((place / "queries" / "metrics.json").exists() for place in places)
 
     def lines(self) -> list[dict[str, Any]]:
@@ -165,7 +172,7 @@ class Bench:
 
     def line(self, setting: str, method: str) -> dict[str, Any]:
         """The figures of a method."""
-        places = {seed: self.folder / setting / method / f"seed-{seed}" for seed in self.seeds}
+        places = {seed: self.place(setting, method, seed) for seed in self.seeds}
         runs = {seed: self.asked(place / "queries") for seed, place in places.items()}
         values = [run.rows[0].value for run in runs.values()]
         units = [units_of(run, DEMONSTRATIONS, 0, seed) for seed, run in runs.items()]

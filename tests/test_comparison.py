@@ -143,6 +143,9 @@ def test_methods_before_the_prompt_are_compared_too(model, tmp_path, method):
         within = model.score(asked, names)
     assert model.soft is None
     assert model.score(asked, names) == bare
+    loaded = kshot.load_model("tiny", adapter=tmp_path / "adapter")
+    assert loaded.score(asked, names)[0] == pytest.approx(within[0], abs=1e-5)
+    assert loaded.describe()["soft_prompt"] != ""
     assert max(abs(a - b) for a, b in zip(within[0], bare[0], strict=True)) > 1e-3
 
 

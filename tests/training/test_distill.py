@@ -28,7 +28,7 @@ from kshot.training.distill_adapter import add_adapter, parameter_groups, remove
 from kshot.training.distill_items import DistillItems
 from kshot.training.distill_losses import Losses, distance, divergence, most_probable
 from kshot.training.distill_objective import DistillObjective
-from kshot.training.distill_plans import RATES, SMALL, Plan, chosen_losses, plan_of
+from kshot.training.distill_plans import QUICK, SMALL, Plan, chosen_losses, plan_of
 from kshot.training.held_out import EpochChoice
 from kshot.training.teacher_cache import TeacherCache
 from tests.models import tiny
@@ -115,7 +115,7 @@ def test_the_methods_are_trained_as_in_their_papers():
 
 
 def test_small_models_have_settings_of_their_own():
-    for method in RATES:
+    for method in QUICK:
         small, large = plan_of(method, SMALL - 1), plan_of(method, SMALL)
         assert large == plan_of(method)
         assert small.losses == large.losses  # what is learnt is the paper's, how fast is not
