@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kshot.errors import DataError, ModelError, OptionError
+from kshot.visual.loader import TokenRows
 from kshot.visual.store import StoredSentence, TokenizerRecord, TokenStore, check_same_tokenizer, open_stores
 from kshot.visual.store_report import describe_store
 from kshot.visual.store_writer import StoreWriter
@@ -156,6 +157,25 @@ def test_truncated_and_missing_shards_are_found_when_a_store_is_opened(tmp_path)
     file.unlink()
     with pytest.raises(DataError, match=r"shard-00001\.arrow: shard is missing"):
         TokenStore(store.folder)
+
+
+def test_what_models_learn_from_is_compared_with_its_checksums(tmp_path):
+    """Shard by shard, when its first sentence is read; also by processes that read ahead."""
+    made = make_store(tmp_path / "store", [2] * 6, shard=3)
+    shard = made.folder / made.shards[1].file
+    data = bytearray(shard.read_bytes())
+    place = data.index(made.tokens(3).tobytes())
+    data[place] ^= 1
+    shard.write_bytes(data)
+    (store,) = open_stores(str(made.folder))
+    assert len(store.lengths) == 6
+    assert store[2].tokens[0] == 2
+    for reader in (store, pickle.loads(pickle.dumps(store))):
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"1 of 2 shards are damaged \(wrong checksum\): shard-00001"):
+                reader[3]
+    with pytest.raises(DataError, match="checksum"):
+        [TokenRows(made.folder, length=8)[i] for i in range(6)]
 
 
 @settings(max_examples=20)

@@ -40,6 +40,7 @@ class TokenStore(Sequence[StoredSentence]):
 
     Args:
         folder: of the store.
+        checksums: compare each shard with its checksum before the first sentence of it is given out, which reads the shard once.
 
     Attributes:
         tokenizer: what made the tokens.
@@ -47,10 +48,10 @@ class TokenStore(Sequence[StoredSentence]):
 
     Raises:
         DataError: there is no finished store in the folder, or a shard is missing or of another size than recorded. (Damage within a
-            shard is found by :meth:`verify`, which reads everything.)
+            shard is found by ``checksums``, or by :meth:`verify`, which reads everything.)
     """
 
-    def __init__(self, folder: str | os.PathLike[str]):
+    def __init__(self, folder: str | os.PathLike[str], *, checksums: bool = False):
         self.folder = Path(folder)
         self.record = read_record(self.folder)
         try:
@@ -63,6 +64,7 @@ class TokenStore(Sequence[StoredSentence]):
             self._check_size(shard)
             self._starts.append(self._starts[-1] + shard.sentences)
         self._mapped: dict[int, _Mapped] = {}
+        self._unchecked = set(range(len(self.shards))) if checksums else set()
         self._lengths: NDArray[np.int64] | None = None
 
     @classmethod
@@ -114,17 +116,7 @@ class TokenStore(Sequence[StoredSentence]):
             DataError: some are damaged; the message names them.
         """
         quiet = None if sum(shard.bytes for shard in self.shards) > 2**30 else True
-        damaged = []
-        for shard in tqdm(self.shards, "checksums", unit="shard", disable=quiet, leave=False):
-            self._check_size(shard)
-            if file_digest(self.folder / shard.file) != shard.sha256:
-                damaged.append(shard.file)
-        if damaged:
-            raise DataError(
-                f"{len(damaged)} of {len(self.shards)} shards are damaged (wrong checksum): {', '.join(damaged[:5])}",
-                file=self.folder,
-                remedy="copy them again, or remove the store and tokenize again",
-            )
+        self._compare(range(len(self.shards)), quiet)
         for number, shard in enumerate(self.shards):
             values = self._map(number).values
             if len(values) and int(values.max()) >= self.tokenizer.codes:
@@ -172,6 +164,8 @@ class TokenStore(Sequence[StoredSentence]):
         if not 0 <= place < len(self):
             raise IndexError(f"sentence {index} of {len(self)}")
         number = bisect_right(self._starts, place) - 1
+        if number in self._unchecked:
+            self._compare([number], True)
         found = self._mapped.get(number)
         return found if found is not None else self._map(number), place - self._starts[number]
 
@@ -180,6 +174,22 @@ class TokenStore(Sequence[StoredSentence]):
             shard = self.shards[number]
             self._mapped[number] = _Mapped(self.folder / shard.file, shard)
         return self._mapped[number]
+
+    def _compare(self, numbers: Sequence[int], quiet: bool | None) -> None:
+        """Shards with their checksums."""
+        damaged = []
+        for number in tqdm(numbers, "checksums", unit="shard", disable=quiet, leave=False):
+            shard = self.shards[number]
+            self._check_size(shard)
+            if file_digest(self.folder / shard.file) != shard.sha256:
+                damaged.append(shard.file)
+        if damaged:
+            raise DataError(
+                f"{len(damaged)} of {len(self.shards)} shards are damaged (wrong checksum): {', '.join(damaged[:5])}",
+                file=self.folder,
+                remedy="copy them again, or remove the store and tokenize again",
+            )
+        self._unchecked.difference_update(numbers)
 
     def _check_size(self, shard: Shard) -> None:
         path = self.folder / shard.file
@@ -265,12 +275,10 @@ def check_same_tokenizer(stores: Sequence[TokenStore]) -> TokenizerRecord:
 
 
 def open_stores(stores: TokenStore | str | os.PathLike[str] | Iterable[Any]) -> tuple[TokenStore, ...]:
-    """Stores of folders, opened ones, or several of either."""
-    if isinstance(stores, TokenStore):
-        return (stores,)
-    if isinstance(stores, (str, os.PathLike)):
-        return (TokenStore(stores),)
-    return tuple(store if isinstance(store, TokenStore) else TokenStore(store) for store in iter(stores))
+    """Stores of folders, opened ones, or several of either. Those of folders compare their shards with their checksums as they go, so
+    that no model learns from damaged tokens."""
+    several = [stores] if isinstance(stores, (TokenStore, str, os.PathLike)) else stores
+    return tuple(store if isinstance(store, TokenStore) else TokenStore(store, checksums=True) for store in several)
 
 
 def file_digest(path: Path) -> str:
