@@ -398,7 +398,7 @@ def test_the_command(source, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["lcm", "a"], "did you mean 'lcl'"),
+        (["lcm", "a"], "or 'lcl'"),
         ([], "needs a kind: lcl"),
         (["--vision", "x"], "needs a kind"),
         (["lcl", "nowhere", "--vision", "x", "--out", "y"], "no folder 'nowhere'"),

@@ -101,7 +101,8 @@ def import_lines(
         out: folder of the store.
         tokenizer: folder of the tokenizer that made the tokens. Without it the store does not know its tokenizer, and only the
             numbers of codes and tokens guard it against being mixed with others.
-        codes, tokens_per_image: of the tokenizer, where its folder is not given. Default: the LVM's.
+        codes: size of the tokenizer's codebook, where its folder is not given. Default: the LVM's.
+        tokens_per_image: tokens of a picture, likewise.
         type: of the sentences.
         roles: of the pictures, separated by commas, repeated as often as it takes: x,y for pairs.
         on_bad: whether a line that cannot be read is an error, or is listed in skipped.jsonl and left out.
