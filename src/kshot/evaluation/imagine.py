@@ -94,7 +94,7 @@ def imagine(
     temperature: float = 1.0,
     seed: int = 0,
     allowed_codes: str | None = None,
-    bos: bool = False,
+    bos: bool | None = None,
     overflow: Literal["error", "drop"] = "error",
     slide: int = 1,
     group: int | None = None,
@@ -125,7 +125,8 @@ def imagine(
         temperature: 0 = the likeliest code each time.
         seed: of everything random; candidate j of a prompt is the same whatever else is asked for.
         allowed_codes: "demonstrations" lets only codes come that the answers in an analogy prompt show (masks, colour maps).
-        bos: begin with the token for the beginning of a sentence; kshot calibrate tells whether a model wants it.
+        bos: begin with the token for the beginning of a sentence; kshot calibrate tells whether a model wants it. Default: as the
+            model's folder says.
         overflow: prompts that are too long by themselves are an error, or their oldest pictures are dropped, with a notice.
         slide: pictures dropped at a time when frames run past the context.
         group: pictures that are dropped together, 2 in analogy prompts, so that pairs stay pairs; default: 2 with pairs, or else 1.
@@ -155,6 +156,7 @@ def imagine(
     }  # fmt: skip
     drawn = {"resize_output": resize_output, "include_input": include_input, "separate": separate, "average": average}
     loaded = load_visual_model(model, model_options)
+    bos = settings["bos"] = loaded.begun(bos)
     for line in lines:
         loaded.plan(
             len(line.input), frames, bos, overflow, slide, together, f"prompt {line.id}"

@@ -122,7 +122,7 @@ def perplexity(
     windows: int = 1,
     max_stride: int = 8,
     seed: int = 0,
-    bos: bool = False,
+    bos: bool | None = None,
     root: str | None = None,
     max_examples: int = 0,
     on_bad_image: Literal["error", "skip"] = "error",
@@ -141,7 +141,7 @@ def perplexity(
         windows: with frames, how many are drawn from each line, by (seed, line).
         max_stride: with frames, the largest distance between those of a window; it is drawn from 1 to this.
         seed: of the windows.
-        bos: begin with the token for the beginning of a sentence.
+        bos: begin with the token for the beginning of a sentence; default: as the model's folder says.
         root: what relative paths in data are relative to; default: the current folder, or else that of the file.
         max_examples: only the first so many lines; 0 = all.
         on_bad_image: pictures that cannot be decoded are an error, or their examples are skipped and listed.
@@ -154,6 +154,7 @@ def perplexity(
     lengths = numbers_of(context_lengths, "context_lengths") if context_lengths is not None else ()
     lines = read_lines(data, root, max_examples)
     loaded = load_visual_model(model, model_options)
+    bos = loaded.begun(bos)
     examples, skipped = drawn_examples(
         lines, data, max(lengths, default=loaded.capacity(bos=bos) - 1), seed, windows, max_stride
     )

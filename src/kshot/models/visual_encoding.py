@@ -39,6 +39,7 @@ class VisualEncoder:
         encode: gives the codes of pictures, one row each.
         fingerprint: what the codes depend on.
         pad_id: what fills up shorter rows; no code.
+        begin_id: what each sentence begins with, if the model was trained so.
         max_context: most tokens that the model reads.
         name: of the model, for messages.
     """
@@ -55,10 +56,12 @@ class VisualEncoder:
         pad_id: int,
         max_context: int,
         name: str,
+        begin_id: int | None = None,
     ):
         self.accepted = frozenset(inspect.signature(model.forward).parameters)
         self.tokens, self.fingerprint, self.pad_id, self.max_context = tokens, fingerprint, pad_id, max_context
         self._encode, self._name = encode, name
+        self._begin = () if begin_id is None else (begin_id,)
         self._codes: BudgetedCache[tuple[int, ...]] = BudgetedCache(PICTURES_KEPT)
 
     def encode(self, episode: Episode, answer: Picture | None = None, *, new_tokens: int = 0) -> EncodedPrompt:
@@ -77,25 +80,27 @@ class VisualEncoder:
         if answer is not None and not isinstance(answer, Picture):
             raise DataError(f"query {episode.query.id!r} has no picture as its answer")
         pictures = (*prompt.pictures, *([answer] if answer is not None else []))
-        length = len(pictures) * self.tokens
+        start = len(self._begin)
+        length = start + len(pictures) * self.tokens
         if length + new_tokens - 1 > self.max_context:  # the last token is never read
             raise ContextTooLong(
                 f"episode {episode.id!r} with {episode.shots} demonstrations has {len(pictures)} pictures, {length:,} tokens"
                 + (f" and {new_tokens:,} more to imagine" if new_tokens else "")
                 + f", but {self._name} takes {self.max_context:,}: use fewer shots"
             )
-        ids = tuple(code for codes in self._codes_of(pictures) for code in codes)
+        ids = (*self._begin, *(code for codes in self._codes_of(pictures) for code in codes))
         each = prompt.group
-        spans = []
+        spans = [Span(0, start, "instruction")] if start else []
         for place in range(len(pictures)):
             role: Role = "query" if place < len(prompt.pictures) else "answer"
             index, shown = -1, place // each
             if shown < episode.shots:
                 role, index = "demonstration", shown
             is_answer = role == "answer" or place in prompt.answers
-            spans.append(Span(place * self.tokens, (place + 1) * self.tokens, role, index, is_answer))
+            first = start + place * self.tokens
+            spans.append(Span(first, first + self.tokens, role, index, is_answer))
         before = episode.shots * each
-        return EncodedPrompt(TokenizedPrompt(ids, tuple(spans), before * self.tokens), pictures, before)
+        return EncodedPrompt(TokenizedPrompt(ids, tuple(spans), start + before * self.tokens), pictures, before)
 
     def pad(self, rows: Sequence[Sequence[int]], fill: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of numbers as one tensor, padded on the left, and its mask (1 = not padding)."""

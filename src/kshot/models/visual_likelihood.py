@@ -40,7 +40,7 @@ class Likelihood:
         contexts: Sequence[torch.Tensor],
         targets: Sequence[torch.Tensor],
         *,
-        bos: bool = False,
+        bos: bool | None = None,
         batch_size: int | None = None,
     ) -> list[torch.Tensor]:
         """Negative log-likelihood of each target token, in nats, computed in float32 over the whole vocabulary.
@@ -48,7 +48,7 @@ class Likelihood:
         Args:
             contexts: ids before each target; may be empty with ``bos``.
             targets: ids whose likelihood is asked for.
-            bos: begin with the token for the beginning of a sentence.
+            bos: begin with the token for the beginning of a sentence; ``None``: as the model was trained.
             batch_size: sentences that are read together; halved if memory runs out.
 
         Returns:
@@ -59,6 +59,7 @@ class Likelihood:
         """
         if len(contexts) != len(targets):
             raise OptionError(f"{len(contexts)} contexts for {len(targets)} targets")
+        bos = self.begun(bos)
         start = torch.tensor([self.processor.bos_token_id] if bos else [], dtype=torch.long)
         pairs = []
         for number, (context, target) in enumerate(zip(contexts, targets, strict=True), 1):
@@ -90,7 +91,7 @@ class Likelihood:
         contexts: Sequence[Sequence[PictureLike]],
         targets: Sequence[Sequence[PictureLike]],
         *,
-        bos: bool = False,
+        bos: bool | None = None,
         batch_size: int | None = None,
     ) -> list[float]:
         """Perplexity of each target behind its context: exp of the mean negative log-likelihood over the target's tokens.
@@ -105,13 +106,17 @@ class Likelihood:
         found = self.nll_ids(ids[: len(shown)], ids[len(shown) :], bos=bos, batch_size=batch_size)
         return [float(nll.double().mean().exp()) for nll in found]
 
-    def capacity(self, *, bos: bool = False) -> int:
+    def begun(self, bos: bool | None) -> bool:
+        """Whether sentences begin with the token for it: as is asked for, or else as the model was trained."""
+        return self.processor.begins if bos is None else bos
+
+    def capacity(self, *, bos: bool | None = None) -> int:
         """Pictures that fit into the context, the last new one included (whose last token is never read)."""
-        fit = (self.max_context + 1 - bos) // self.tokens
+        fit = (self.max_context + 1 - self.begun(bos)) // self.tokens
         return fit if self._context_pictures is None else min(fit, self._context_pictures)
 
     def plan(
-        self, pictures: int, frames: int, bos: bool, overflow: Overflow, slide: int, group: int, name: str
+        self, pictures: int, frames: int, bos: bool | None, overflow: Overflow, slide: int, group: int, name: str
     ) -> Plan:
         """What is seen when ``frames`` are imagined behind so many pictures; see :func:`kshot.models.visual_window.plan`.
 
@@ -146,7 +151,7 @@ class Likelihood:
             )
         return held
 
-    def check_fit(self, context: int, target: int, bos: bool, name: str) -> None:
+    def check_fit(self, context: int, target: int, bos: bool | None, name: str) -> None:
         """Refuse what is longer than the context.
 
         Args:

@@ -98,6 +98,7 @@ class VisualSentenceModel(Likelihood):
             encode=self.tokenizer.encode,
             fingerprint=self.tokenizer.fingerprint,
             pad_id=self.processor.pad_token_id,
+            begin_id=self.processor.bos_token_id if self.processor.begins else None,
             max_context=self.max_context,
             name=self.name,
         )
@@ -140,7 +141,7 @@ class VisualSentenceModel(Likelihood):
         temperature: float = 1.0,
         seed: int = 0,
         allowed_codes: AllowedCodes = None,
-        bos: bool = False,
+        bos: bool | None = None,
         overflow: Overflow = "error",
         slide: int = 1,
         group: int = 1,
@@ -159,7 +160,7 @@ class VisualSentenceModel(Likelihood):
             temperature: 0 = the likeliest code each time.
             seed: candidate j of a prompt derives from (seed, key, j), whatever else is imagined with it.
             allowed_codes: "demonstrations" lets only codes come that the answers of an analogy prompt show; or the codes.
-            bos: begin with the token for the beginning of a sentence.
+            bos: begin with the token for the beginning of a sentence; ``None``: as the model was trained.
             overflow, slide: see :func:`kshot.models.visual_window.plan`.
             group: pictures that belong together and are dropped together, 2 in an analogy prompt; episodes know it themselves.
             keys: of the prompts, for their random numbers; default: derived from their ids, so that equal prompts have equal
@@ -221,7 +222,7 @@ class VisualSentenceModel(Likelihood):
         *,
         sampling: Sampling | None = None,
         allowed: Sequence[torch.Tensor | None] | None = None,
-        bos: bool = False,
+        bos: bool | None = None,
         overflow: Overflow = "error",
         slide: int = 1,
         groups: Sequence[int] | None = None,
@@ -247,7 +248,7 @@ class VisualSentenceModel(Likelihood):
         for name, given in (("keys", keys), ("allowed", allowed), ("groups", groups), ("names", names)):
             if given is not None and len(given) != len(prompts):
                 raise OptionError(f"{len(given)} {name} for {len(prompts)} prompts")
-        sampling = sampling or Sampling()
+        sampling, bos = sampling or Sampling(), self.begun(bos)
         held = [self.checked(ids, f"prompt {number}") for number, ids in enumerate(prompts, 1)]
         if any(not len(ids) for ids in held) and not bos:
             raise DataError("a prompt without pictures", remedy="give pictures, or bos=True to begin from nothing")

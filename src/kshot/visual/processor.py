@@ -34,6 +34,8 @@ class VisualSentenceProcessor:
     Args:
         tokenizer: pictures to tokens and back.
         vocab_size: rows of the language model's embedding; ``None``: the codebook and 100 more, as the LVM has.
+        begins: whether the language model was trained on sentences that begin with :attr:`bos_token_id`. What is known of the LVM says
+            no; it is the default of every ``bos`` option.
 
     Attributes:
         bos_token_id: beginning of a sentence, the first id beyond the codebook (LVM: 8192).
@@ -44,8 +46,8 @@ class VisualSentenceProcessor:
         OptionError: a vocabulary without room for the codes and the three special ids.
     """
 
-    def __init__(self, tokenizer: VisualTokenizer, vocab_size: int | None = None):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: VisualTokenizer, vocab_size: int | None = None, *, begins: bool = False):
+        self.tokenizer, self.begins = tokenizer, begins
         self.vocab_size = tokenizer.codes + SPARE if vocab_size is None else int(vocab_size)
         if self.vocab_size < tokenizer.codes + SPECIAL:
             raise OptionError(
@@ -86,7 +88,7 @@ class VisualSentenceProcessor:
                 f"{place / FOLDER} is not the tokenizer that {PROCESSOR} was saved with (fingerprint {tokenizer.fingerprint}, not "
                 f"{record['fingerprint']}): a language model reads only the tokens it was trained on"
             )
-        processor = cls(tokenizer, record["vocab_size"])
+        processor = cls(tokenizer, record["vocab_size"], begins=record["begins"])
         processor._check_folder(place)
         return processor
 
@@ -109,6 +111,7 @@ class VisualSentenceProcessor:
             "bos_token_id": self.bos_token_id,
             "eos_token_id": self.eos_token_id,
             "pad_token_id": self.pad_token_id,
+            "begins": self.begins,
             "size": self.tokenizer.size,
             "resize": self.tokenizer.resize,
             "fingerprint": self.tokenizer.fingerprint,
@@ -121,7 +124,7 @@ class VisualSentenceProcessor:
     def __call__(
         self,
         sentences: Sequence[Sequence[PictureLike]],
-        bos: bool = False,
+        bos: bool | None = None,
         *,
         eos: bool = False,
         padding_side: str = "right",
@@ -131,7 +134,7 @@ class VisualSentenceProcessor:
 
         Args:
             sentences: pictures of each; they may differ in number.
-            bos: begin each sentence with :attr:`bos_token_id`.
+            bos: begin each sentence with :attr:`bos_token_id`; ``None``: as the model was trained, :attr:`begins`.
             eos: end each with :attr:`eos_token_id`.
             padding_side: where the padding of shorter sentences goes: "right", or "left" for generation.
             batch_size: pictures in the tokenizer at a time.
@@ -150,7 +153,8 @@ class VisualSentenceProcessor:
             if not isinstance(sentence, Sequence) or isinstance(sentence, str | bytes):
                 raise DataError(f"sentence {number} is a {type(sentence).__name__}", remedy="give a list of pictures")
         tokens = self.tokenizer.encode([picture for sentence in sentences for picture in sentence], batch_size)
-        before, after = ([self.bos_token_id] if bos else []), ([self.eos_token_id] if eos else [])
+        begun = self.begins if bos is None else bos
+        before, after = ([self.bos_token_id] if begun else []), ([self.eos_token_id] if eos else [])
         rows, first = [], 0
         for sentence in sentences:
             own = tokens[first : first + len(sentence)].flatten()
@@ -259,6 +263,7 @@ def _read(path: Path) -> dict[str, Any]:
         numbers = ("format", "vocab_size", "codes", "bos_token_id", "eos_token_id", "pad_token_id", "size")
         record: dict[str, Any] = {name: int(held[name]) for name in numbers}
         record |= {name: str(held[name]) for name in ("resize", "fingerprint")}
+        record["begins"] = bool(held.get("begins", False))  # folders of before have no such line
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is damaged: {error!r}") from error
     if record["format"] != FORMAT:
