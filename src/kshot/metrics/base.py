@@ -62,7 +62,9 @@ PictureMetric = Callable[[Sequence[Picture], Sequence[Example]], MetricResult]
 """As :data:`Metric`, of answers that are pictures; they are compared in the size of the reference."""
 
 picture_metrics: Registry[PictureMetric] = Registry(
-    "picture metric", "kshot.picture_metrics", ("kshot.metrics.pictures", "kshot.metrics.dense")
+    "picture metric",
+    "kshot.picture_metrics",
+    ("kshot.metrics.pictures", "kshot.metrics.dense", "kshot.metrics.quality"),
 )
 
 

@@ -277,7 +277,7 @@ def check_same_tokenizer(stores: Sequence[TokenStore]) -> TokenizerRecord:
 def open_stores(stores: TokenStore | str | os.PathLike[str] | Iterable[Any]) -> tuple[TokenStore, ...]:
     """Stores of folders, opened ones, or several of either. Those of folders compare their shards with their checksums as they go, so
     that no model learns from damaged tokens."""
-    several = [stores] if isinstance(stores, (TokenStore, str, os.PathLike)) else stores
+    several: Iterable[Any] = [stores] if isinstance(stores, (TokenStore, str, os.PathLike)) else stores
     return tuple(store if isinstance(store, TokenStore) else TokenStore(store, checksums=True) for store in several)
 
 
