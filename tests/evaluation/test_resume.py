@@ -121,6 +121,17 @@ def test_another_configuration_is_refused_with_what_changed(tmp_path):
     assert files(run) == before
 
 
+def test_a_run_that_failed_before_it_had_any_result_does_not_hold_its_folder(tmp_path):
+    """As after a mistyped option: the command put right needs no other folder."""
+    folder = RunFolder(tmp_path / "run")
+    folder.start({"top_p": 2}, {})
+    folder.start({"top_p": 1}, {})
+    folder.append("cell", 0, [{"id": "a"}], 0)
+    with pytest.raises(OptionError, match="another configuration: top_p: 1 -> 2"):
+        folder.start({"top_p": 2}, {})
+    folder.start({"top_p": 1}, {})
+
+
 def test_a_folder_of_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(OptionError, match="neither empty nor a run folder"):

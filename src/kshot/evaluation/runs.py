@@ -43,13 +43,14 @@ class RunFolder:
         self.path = Path(path)
 
     def start(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Enter a new run, or carry on one with the same configuration.
+        """Enter a new run, or carry on one with the same configuration. One that failed before it had any result, as with an option
+        that cannot be used, is begun anew with any configuration.
 
         Raises:
             OptionError: the folder holds a run of another configuration, or files that are no run.
         """
         self._refuse_strangers()
-        if (self.path / "config.json").exists():
+        if (self.path / "config.json").exists() and not self._fruitless():
             self.check(config)
         else:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -57,6 +58,9 @@ class RunFolder:
         known = read_json(self.path / "environment.json") if (self.path / "environment.json").exists() else []
         if _plain(environment) not in known:
             write_json(self.path / "environment.json", [*known, environment])
+
+    def _fruitless(self) -> bool:
+        return {path.name for path in self.path.iterdir()} <= {"config.json", "environment.json"}
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Compare a configuration with the folder's.
