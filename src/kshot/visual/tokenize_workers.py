@@ -48,6 +48,9 @@ def work_in_processes(units: Mapping[int, str], bench: Bench, progress: Progress
                 done += 1
                 yield number, outcome
         except BrokenProcessPool:
+            # Units are begun in their order: those at the front were being worked on. Others must not wait for what may kill again.
+            for number in list(left)[:workers]:
+                left[number] = left.pop(number)
             deaths = deaths + 1 if not done else 1
             if deaths >= DEATHS:
                 raise KshotError(
