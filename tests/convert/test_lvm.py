@@ -242,6 +242,14 @@ def test_the_tokenizer_lies_beside_the_weights(tmp_path):
     VisualTokenizer(tiny_vq(codes=64)).save_pretrained(tmp_path / "large")
     with pytest.raises(ModelError, match="trained on another tokenizer"):
         convert_lvm(source, out=tmp_path / "no", tokenizer=tmp_path / "large", heads=HEADS)
+    released = weights()
+    for key, shape in ((("transformer", "wte", "embedding"), (8292, HIDDEN)), (("lm_head", "kernel"), (HIDDEN, 8292))):
+        assert key in released
+        released[key] = np.zeros(shape, dtype=released[key].dtype)
+    lvm = write_stream(tmp_path / "lvm", released)
+    with pytest.raises(ModelError, match=r"vocabulary of 8,292, .* but the tokenizer has 16"):
+        convert_lvm(lvm, out=tmp_path / "no", tokenizer=tmp_path / "vq", heads=HEADS)
+    assert not (tmp_path / "no").exists()
     # a model's folder is a tokenizer's as well
     again = convert_lvm(folder, out=tmp_path / "again", tokenizer=folder)
     assert (again / "vq" / "config.json").exists()

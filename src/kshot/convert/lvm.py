@@ -185,10 +185,16 @@ def _codes(codes: int | None, visual: VisualTokenizer | None, source: Source) ->
 
     Raises:
         OptionError: --codes and the tokenizer differ.
-        ModelError: the vocabulary has not room for them, or nobody says how many there are.
+        ModelError: the vocabulary has not room for them, it is the large vision model's and the tokenizer is not, or nobody says how
+            many there are.
     """
     if visual is not None and codes is not None and codes != visual.codes:
         raise OptionError(f"--codes {codes:,}: the tokenizer has {visual.codes:,}")
+    if visual is not None and codes is None and source.vocabulary == CODES + SPARE and visual.codes != CODES:
+        raise ModelError(
+            f"{source.name} has the large vision model's vocabulary of {source.vocabulary:,}, {CODES:,} codes, but the tokenizer "
+            f"has {visual.codes:,}: it is another one's (if the model was really trained on it, give --codes {visual.codes})"
+        )
     known = codes if codes is not None else (visual.codes if visual is not None else None)
     if known is None and source.vocabulary != CODES + SPARE:
         raise ModelError(
