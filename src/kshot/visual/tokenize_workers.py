@@ -69,7 +69,7 @@ def _pool(units: Mapping[int, str], sent: bytes, progress: Progress, workers: in
         context.set_forkserver_preload([f"{__package__}.tokenizer", "diffusers.models.autoencoders.vq_model"])
     counter, ordinal = context.Value("q", 0), context.Value("i", 0)
     shown = 0
-    waiting = iter(units.items())
+    waiting = iter(list(units.items()))  # who is given an outcome takes its unit out of them
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=_begin, initargs=(sent, counter, ordinal, workers)
     ) as pool:
