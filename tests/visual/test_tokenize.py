@@ -16,6 +16,7 @@ from kshot.cli import main
 from kshot.errors import ContextTooLong, DataError, KshotError, OptionError
 from kshot.picture import DrawnPicture, FilePicture
 from kshot.visual import tokenize_run as module
+from kshot.visual import tokenize_workers
 from kshot.visual.grammar import Sentence, sentence_plan, sentences_of
 from kshot.visual.store import TokenStore
 from kshot.visual.tokenize import tokenize, tokenize_sentences
@@ -269,7 +270,8 @@ def test_options_that_make_no_sense(folders, tmp_path):
 
 
 @pytest.mark.slow
-def test_several_processes_write_the_same_bytes_though_one_of_them_dies(folders, tmp_path):
+def test_several_processes_write_the_same_bytes_though_one_of_them_dies(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenize_workers, "AHEAD", 1)  # so that some units are given out when others are done
     files = [folders / side / f"{number}.png" for number in range(PAIRS) for side in "xy"]
     alone = tokenize_sentences(
         [Listed(list(map(FilePicture, files)))], folders / "vq", tmp_path / "alone", batch_size=4
