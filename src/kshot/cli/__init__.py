@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Sequence
 
 from kshot.cli.commands import COMMANDS, Command, imported
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Errors are printed in one line; ``--debug`` shows where they were raised.
     """
+    # PEFT 0.21 asks models for an attribute that transformers 5.23 has renamed; there is nothing that a user could do about it.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
