@@ -31,8 +31,12 @@ def key(item):
 
 @pytest.mark.parametrize("name", tasks.names())
 def test_every_task_can_be_trained_on(name, tmp_path):
-    """Its support set, or its queries where every episode has a support set of its own."""
+    """Its support set, or its queries where every episode has a support set of its own; tasks of pictures are refused."""
     task = load_task(name, **FIXTURES[name](tmp_path))
+    if task.answers == "picture":
+        with pytest.raises(OptionError, match="answered by pictures"):
+            TaskSource(task)
+        return
     of = "support" if len(task.support) else "queries"
     source = TaskSource(task, of=of)
     assert len(source) + len(source.skipped) == len(task.support if of == "support" else task.queries)

@@ -73,6 +73,11 @@ class TaskSource(Source):
         if isinstance(task, Task) and options:
             raise OptionError(f"task {task.name!r} is made already; it cannot take the options {', '.join(options)}")
         self.task = load_task(task, **(options or {}))
+        if self.task.answers == "picture":
+            raise OptionError(
+                f"task {self.task.name!r} is answered by pictures, and this trains models that answer in text; a model of visual "
+                "sentences learns from its pairs with kshot distill, or with kshot tokenize and kshot pretrain"
+            )
         self.shots, self.of, self.loss, self.answer, self.style, self.seed = shots, of, loss, answer, style, seed
         self.retriever = load_retriever(retriever, order, **(retriever_options or {}))
         self._support = self.task.support if of == "support" or (shots and shares_support(self.task)) else None
