@@ -69,7 +69,8 @@ def make_encoder(vq: Any) -> None:
             nn.init.orthogonal_(taps)
             module.weight.zero_()
             module.weight[:, :, seen] = taps.view(rows, columns, -1)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     for module in encoder.modules():
         if type(module).__name__ == "ResnetBlock2D":
             nn.init.zeros_(module.conv2.weight)

@@ -10,7 +10,9 @@ from kshot.data.task import build
 from kshot.registry import Registry
 
 objectives: Registry[Callable[..., Path]] = Registry(
-    "objective", "kshot.objectives", ("kshot.training.train_answers", "kshot.training.tiny", "kshot.training.tiny_visual")
+    "objective",
+    "kshot.objectives",
+    ("kshot.training.train_answers", "kshot.training.tiny", "kshot.training.tiny_visual"),
 )
 """What can be trained: functions of ``out``, ``seed``, ``trainer``, ``work`` and options of their own, which return the folder
 written."""
