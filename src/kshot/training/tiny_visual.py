@@ -109,7 +109,7 @@ def train_tiny_visual(
     shape = LanguageShape()
     if quick:
         language_steps = second_steps = third_steps = fourth_steps = fifth_steps = decoder_steps = decoder_boards = 2
-        rows, boards, compile = 4, 400, False
+        rows, boards, codebook_boards, compile = 4, 400, 300, False
         shape = LanguageShape(width=32, layers=2, units=48)
     folder = Path(work) if work is not None else Path(f"{os.fspath(out).rstrip('/')}.work")
     vq = build_vq(seed)
