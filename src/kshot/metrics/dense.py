@@ -16,7 +16,7 @@ from kshot.errors import DataError
 from kshot.metrics.base import MetricResult, picture_metrics
 from kshot.metrics.common import by_category, macro, mean
 from kshot.metrics.painted import DepthMap, depths_of, filled, largest_box, mask_iou, mask_of, normals_of, spots
-from kshot.metrics.pictures import check_pictures, pixels, reference_picture
+from kshot.metrics.pictures import check_pictures, picture_result, pixels, reference_picture
 from kshot.picture import Picture
 
 PCK_ALPHA = 0.1
@@ -39,7 +39,7 @@ def segmentation_iou(predictions: Sequence[Picture], queries: Sequence[Example])
         total[0] += int((said & truth).sum())
         total[1] += int((said | truth).sum())
     details = {"class_iou": mean(i / u if u else 1.0 for i, u in sums.values()), "accuracy": mean(right)}
-    return _result("mean_iou", scores, queries, details)
+    return picture_result("mean_iou", scores, queries, details)
 
 
 @picture_metrics.register("detection_iou")
@@ -54,7 +54,7 @@ def detection_iou(predictions: Sequence[Picture], queries: Sequence[Example]) ->
         empty += box is None
         scores.append(mask_iou(filled(box, *truth.shape), truth))
     details = {"above_half": mean(float(score > 0.5) for score in scores), "empty": float(empty)}
-    return _result("mean_iou", scores, queries, details)
+    return picture_result("mean_iou", scores, queries, details)
 
 
 @picture_metrics.register("keypoint_pck")
@@ -114,7 +114,9 @@ def depth_abs_rel(predictions: Sequence[Picture], queries: Sequence[Example]) ->
         ratio = np.maximum(np.maximum(said, 1e-6) / truth, truth / np.maximum(said, 1e-6))
         delta.append(float((ratio < 1.25).mean()))
         squares.append(float(((said - truth) ** 2).mean()) ** 0.5)
-    return _result("abs_rel", scores, queries, {"aligned": mean(aligned), "delta1": mean(delta), "rmse": mean(squares)})
+    return picture_result(
+        "abs_rel", scores, queries, {"aligned": mean(aligned), "delta1": mean(delta), "rmse": mean(squares)}
+    )
 
 
 @picture_metrics.register("normals_error")
@@ -140,7 +142,7 @@ def normals_error(predictions: Sequence[Picture], queries: Sequence[Example]) ->
         for name, limit in zip(within, (11.25, 22.5, 30.0), strict=True):
             within[name].append(float((angles < limit).mean()))
     details = {"median": mean(medians)} | {name: mean(values) for name, values in within.items()}
-    return _result("mean_angle", scores, queries, details)
+    return picture_result("mean_angle", scores, queries, details)
 
 
 def _masks(
@@ -165,8 +167,3 @@ def _keypoints(query: Example) -> tuple[dict[int, tuple[float, float]], int, int
     if not points:
         raise DataError(f"keypoint_pck: query {query.id!r} has no key point")
     return points, width, height, PCK_ALPHA * max(box_width * width, box_height * height)
-
-
-def _result(name: str, scores: Sequence[float], queries: Sequence[Example], details: dict[str, float]) -> MetricResult:
-    categories = by_category(scores, [query.metadata.get("category") for query in queries])
-    return MetricResult(name, mean(scores), tuple(scores), details=details | macro(categories), categories=categories)

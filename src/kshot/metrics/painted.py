@@ -50,14 +50,19 @@ def mask_iou(one: np.ndarray, other: np.ndarray) -> float:
 
 def largest_box(mask: np.ndarray) -> Rectangle | None:
     """The rectangle around the largest connected part of a mask (neighbours also diagonally); ``None`` if the mask is empty."""
+    largest = largest_part(mask)
+    if largest is None:
+        return None
+    down, across = np.flatnonzero(largest.any(1)), np.flatnonzero(largest.any(0))
+    return int(across[0]), int(down[0]), int(across[-1]) + 1, int(down[-1]) + 1
+
+
+def largest_part(mask: np.ndarray) -> np.ndarray | None:
+    """The largest connected part of a mask (neighbours also diagonally), as a mask; ``None`` if the mask is empty."""
     from scipy import ndimage
 
     parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    if not count:
-        return None
-    largest = int(np.bincount(parts.ravel())[1:].argmax()) + 1
-    rows, columns = ndimage.find_objects(parts)[largest - 1]
-    return columns.start, rows.start, columns.stop, rows.stop
+    return np.asarray(parts == int(np.bincount(parts.ravel())[1:].argmax()) + 1) if count else None
 
 
 def filled(box: Rectangle | None, height: int, width: int) -> np.ndarray:
@@ -76,18 +81,15 @@ def spots(
 
     Each pixel belongs to the nearest of the colours and the background.
     """
-    from scipy import ndimage
-
     height, width = pixels.shape[:2]
     nearest = snap(pixels, (background, *palette))
     found: list[tuple[float, float] | None] = []
     for number in range(1, len(palette) + 1):
-        parts, count = ndimage.label(nearest == number, structure=np.ones((3, 3)))
-        if not count:
+        largest = largest_part(nearest == number)
+        if largest is None:
             found.append(None)
             continue
-        largest = int(np.bincount(parts.ravel())[1:].argmax()) + 1
-        y, x = ndimage.center_of_mass(parts == largest)
+        y, x = np.argwhere(largest).mean(0)
         found.append(((float(x) + 0.5) / width, (float(y) + 0.5) / height))
     return found
 

@@ -31,7 +31,7 @@ def pixel_l1(predictions: Sequence[Picture], queries: Sequence[Example]) -> Metr
     scores = [float(np.abs(found).mean()) for found in differences]
     squares = mean(float((found**2).mean()) for found in differences)
     details = {"mse": squares, "psnr": -10 * math.log10(squares) if squares else math.inf}
-    return _result("pixel_l1", scores, queries, details)
+    return picture_result("pixel_l1", scores, queries, details)
 
 
 @picture_metrics.register("colorization_mse")
@@ -42,7 +42,7 @@ def colorization_mse(predictions: Sequence[Picture], queries: Sequence[Example])
     """
     differences = _differences("colorization_mse", predictions, queries)
     scores = [float(((found / IMAGENET_STD) ** 2).mean()) for found in differences]
-    return _result("colorization_mse", scores, queries, {"mse": mean(float((d**2).mean()) for d in differences)})
+    return picture_result("colorization_mse", scores, queries, {"mse": mean(float((d**2).mean()) for d in differences)})
 
 
 def pixels(picture: Picture, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -89,6 +89,9 @@ def _differences(metric: str, predictions: Sequence[Picture], queries: Sequence[
     return found
 
 
-def _result(name: str, scores: Sequence[float], queries: Sequence[Example], details: dict[str, float]) -> MetricResult:
+def picture_result(
+    name: str, scores: Sequence[float], queries: Sequence[Example], details: dict[str, float]
+) -> MetricResult:
+    """The mean of the scores, one a query, with its categories and their mean."""
     categories = by_category(scores, [query.metadata.get("category") for query in queries])
     return MetricResult(name, mean(scores), tuple(scores), details=details | macro(categories), categories=categories)

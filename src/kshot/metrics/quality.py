@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from kshot.episode import Example
 from kshot.errors import DataError, MissingExtra
 from kshot.metrics.base import MetricResult, picture_metrics
-from kshot.metrics.common import by_category, macro, mean
-from kshot.metrics.pictures import check_pictures, pixels, reference_picture
+from kshot.metrics.common import mean
+from kshot.metrics.pictures import check_pictures, picture_result, pixels, reference_picture
 from kshot.picture import Picture
 
 MOST_DECIBELS = 100.0
@@ -40,7 +40,7 @@ def psnr(predictions: Sequence[Picture], queries: Sequence[Example]) -> MetricRe
     for said, truth, _ in _tensors("psnr", predictions, queries):
         found = float(_functions("psnr").peak_signal_noise_ratio(said, truth, data_range=1.0))
         scores.append(min(found, MOST_DECIBELS))
-    return _result("psnr", scores, queries, {"equal": mean(float(score == MOST_DECIBELS) for score in scores)})
+    return picture_result("psnr", scores, queries, {"equal": mean(float(score == MOST_DECIBELS) for score in scores)})
 
 
 @picture_metrics.register("ssim")
@@ -63,7 +63,7 @@ def ssim(predictions: Sequence[Picture], queries: Sequence[Example]) -> MetricRe
             )
         found = _functions("ssim").structural_similarity_index_measure(said, truth, data_range=1.0, kernel_size=WINDOW)
         scores.append(float(found))
-    return _result("ssim", scores, queries, {})
+    return picture_result("ssim", scores, queries, {})
 
 
 def frechet_distance(features: ArrayLike, others: ArrayLike) -> float:
@@ -137,8 +137,3 @@ def _functions(metric: str) -> Any:
     except ImportError as error:
         raise MissingExtra("torchmetrics", "metrics", f"the metric {metric!r}") from error
     return image
-
-
-def _result(name: str, scores: Sequence[float], queries: Sequence[Example], details: dict[str, float]) -> MetricResult:
-    categories = by_category(scores, [query.metadata.get("category") for query in queries])
-    return MetricResult(name, mean(scores), tuple(scores), details=details | macro(categories), categories=categories)

@@ -187,7 +187,7 @@ class Actor:
 
 
 def _sent(bench: Bench) -> bytes:
-    """The bench as it travels to other processes.
+    """The bench as it travels to the processes that this one starts: in memory, as multiprocessing sends things; no file is pickled.
 
     Raises:
         OptionError: it cannot; its pictures are made by functions, for example.

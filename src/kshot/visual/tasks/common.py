@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from PIL import Image
@@ -26,6 +26,12 @@ class PictureTask(FileTask):
     template = SIDE_BY_SIDE
     retriever = "random"
     shots: tuple[int, ...] = (1, 2, 4, 7)
+
+    def leave_out(self, sources: Iterable[tuple[str, str]]) -> None:
+        """Count sources that are not used, by kind of reason: what stands before its colon."""
+        for _, reason in sources:
+            kind = reason.partition(":")[0]
+            self.skipped[kind] = self.skipped.get(kind, 0) + 1
 
 
 class Cropped(MadePicture):

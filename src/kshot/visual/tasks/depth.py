@@ -111,9 +111,7 @@ class Depth(PictureTask):
 
     def _read_queries(self) -> Sequence[Example]:
         found = joined(self._modalities)
-        for _, reason in found.skipped:
-            kind = reason.partition(":")[0]
-            self.skipped[kind] = self.skipped.get(kind, 0) + 1
+        self.leave_out(found.skipped)
         records = found.records
         if len(records) <= self._aside:
             raise DataError(

@@ -56,9 +56,7 @@ class PicturePairs(PictureTask):
 
     def _read_queries(self) -> Sequence[Example]:
         found = joined(self._modalities, self._by)
-        for _, reason in found.skipped:
-            kind = reason.partition(":")[0]
-            self.skipped[kind] = self.skipped.get(kind, 0) + 1
+        self.leave_out(found.skipped)
         self.left_out = found.skipped
         records = found.records
         if len(records) <= self._aside:
