@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kshot.methods.attention_kernels import VARIANTS, Call, attend, trusted
+from kshot.methods.attend import VARIANTS, attend, trusted
+from kshot.methods.attention_reference import Call
 
 SHAPES = {  # batch, heads, key heads, queries, keys, width
     "prefill": (2, 4, 4, 19, 19, 16),

@@ -10,8 +10,8 @@ from torch import nn
 
 from kshot.errors import ModelError, OptionError
 from kshot.methods import LiveConfig, MimicConfig
+from kshot.methods.attend import attend
 from kshot.methods.attention import Heads
-from kshot.methods.attention_kernels import attend
 from kshot.models.anatomy import examine
 from tests.methods.common import FAMILIES, adapted, attention_names, base, config_of, fresh, generated, logits, perturb
 

@@ -20,7 +20,8 @@ from torch import nn
 from kshot.convert.folder import check_free, new_folder
 from kshot.convert.record import RECORD
 from kshot.errors import ModelError
-from kshot.methods.base import ShiftConfig, ShiftLayer
+from kshot.methods.configuration import ShiftConfig
+from kshot.methods.layers import ShiftLayer
 from kshot.models.adapters import WEIGHTS
 from kshot.models.anatomy import Anatomy, examine
 from kshot.models.loading import skeleton

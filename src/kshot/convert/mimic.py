@@ -25,7 +25,7 @@ from kshot.convert.folder import check_free
 from kshot.convert.live import ENCODER, find_file
 from kshot.convert.pickled import load_pickled, tensor
 from kshot.errors import ModelError, OptionError
-from kshot.methods.base import ShiftLayer
+from kshot.methods.layers import ShiftLayer
 from kshot.methods.mimic import MimicConfig, MimicFeedForwardLayer
 from kshot.models.adapters import CONFIG
 from kshot.models.anatomy import Anatomy

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from kshot.errors import OptionError
-from kshot.methods.attention import attending
-from kshot.methods.base import Place, ResidualShiftLayer, ShiftConfig, ShiftModel
+from kshot.methods.configuration import ShiftConfig
+from kshot.methods.layers import Place, ResidualShiftLayer
 from kshot.methods.merging import merge_biases
-from kshot.methods.places import mlp_of, output_projection, own_attention
+from kshot.methods.places import attending, mlp_of, output_projection, own_attention
 from kshot.methods.registration import register_method
+from kshot.methods.tuner import ShiftModel
 from kshot.models.anatomy import Anatomy
 
 

@@ -29,7 +29,7 @@ from kshot.data.task import Task
 from kshot.episode import Episode, Example
 from kshot.errors import DataError, OptionError
 from kshot.methods.activations import answer_cue, bar, encoded, inputs_ends, log_probabilities, output_ends
-from kshot.methods.base import ShiftLayer
+from kshot.methods.layers import ShiftLayer
 from kshot.methods.registration import Method, methods
 from kshot.models.anatomy import Anatomy
 from kshot.models.base import PromptStyle

@@ -22,7 +22,7 @@ from kshot.data.concepts import generator
 from kshot.episode import Episode
 from kshot.errors import OptionError
 from kshot.methods.activations import bar, forward_many
-from kshot.methods.base import ShiftConfig
+from kshot.methods.configuration import ShiftConfig
 from kshot.methods.heads import head_maps, mean_heads, projected, replaced
 from kshot.methods.reading import PromptEndLayer, ReadingModel, cue_list
 from kshot.methods.registration import register_method

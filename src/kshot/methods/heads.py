@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from kshot.methods.activations import hooks
-from kshot.methods.attention import attending, attention_place
-from kshot.methods.base import ShiftLayer
-from kshot.methods.places import output_projection
+from kshot.methods.layers import ShiftLayer
+from kshot.methods.places import attending, attention_place, output_projection
 from kshot.models.anatomy import Anatomy
 from kshot.models.prefix import progress
 

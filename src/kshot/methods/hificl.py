@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from kshot.errors import OptionError
-from kshot.methods.attention import Heads, HeadShiftLayer, HeadShiftModel, Query
-from kshot.methods.base import ShiftConfig
+from kshot.methods.attention import Heads
+from kshot.methods.configuration import ShiftConfig
+from kshot.methods.head_layers import HeadShiftLayer, HeadShiftModel, Query
 from kshot.methods.registration import register_method
 
 

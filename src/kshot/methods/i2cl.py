@@ -21,10 +21,11 @@ from torch import nn
 from kshot.episode import Episode, Example
 from kshot.errors import ModelError, OptionError
 from kshot.methods.activations import answer_length, answer_log_probabilities, bar, kinds
-from kshot.methods.attention import attending
-from kshot.methods.base import Place, ResidualShiftLayer, ShiftConfig, ShiftModel, generator
-from kshot.methods.places import mlp_of, own_attention
+from kshot.methods.configuration import ShiftConfig
+from kshot.methods.layers import Place, ResidualShiftLayer, generator
+from kshot.methods.places import attending, mlp_of, own_attention
 from kshot.methods.registration import register_method
+from kshot.methods.tuner import ShiftModel
 from kshot.models.anatomy import Anatomy
 
 

@@ -18,9 +18,11 @@ import torch
 from torch import nn
 
 from kshot.errors import OptionError
-from kshot.methods.base import ResidualShiftLayer, ShiftConfig, ShiftModel
+from kshot.methods.configuration import ShiftConfig
+from kshot.methods.layers import ResidualShiftLayer
 from kshot.methods.live import rescaled
 from kshot.methods.registration import register_method
+from kshot.methods.tuner import ShiftModel
 
 STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Strengths that are tried."""

@@ -15,9 +15,11 @@ import torch
 from torch import nn
 
 from kshot.errors import OptionError
-from kshot.methods.base import Place, ResidualShiftLayer, ShiftConfig, ShiftModel
+from kshot.methods.configuration import ShiftConfig
+from kshot.methods.layers import Place, ResidualShiftLayer
 from kshot.methods.places import mlp_of
 from kshot.methods.registration import register_method
+from kshot.methods.tuner import ShiftModel
 from kshot.models.anatomy import Anatomy
 
 LEAST = torch.finfo(torch.float32).tiny

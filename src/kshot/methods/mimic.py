@@ -18,8 +18,10 @@ import torch
 from torch import nn
 
 from kshot.errors import OptionError
-from kshot.methods.attention import Heads, HeadShiftLayer, HeadShiftModel, Query
-from kshot.methods.base import Place, ResidualShiftLayer, ShiftConfig
+from kshot.methods.attention import Heads
+from kshot.methods.configuration import ShiftConfig
+from kshot.methods.head_layers import HeadShiftLayer, HeadShiftModel, Query
+from kshot.methods.layers import Place, ResidualShiftLayer
 from kshot.methods.live import rescaled
 from kshot.methods.places import mlp_of
 from kshot.methods.registration import register_method

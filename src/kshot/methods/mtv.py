@@ -20,10 +20,10 @@ from torch import nn
 
 from kshot.errors import OptionError
 from kshot.methods.activations import answer_length, answer_log_probabilities, bar
-from kshot.methods.attention import attending, attention_place
-from kshot.methods.base import Place, ShiftConfig, generator
+from kshot.methods.configuration import ShiftConfig
 from kshot.methods.heads import head_maps, mean_heads, replaced
-from kshot.methods.places import output_projection
+from kshot.methods.layers import Place, generator
+from kshot.methods.places import attending, attention_place, output_projection
 from kshot.methods.reading import ReadingLayer, ReadingModel, cue_list
 from kshot.methods.registration import register_method
 from kshot.models.anatomy import Anatomy

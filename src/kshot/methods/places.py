@@ -1,4 +1,4 @@
-"""Where in a decoder layer a method acts: its MLP and the projections of its attention, found by structure.
+"""Where in a decoder a method acts: MLPs, self-attention and its projections, found by structure.
 
 Anatomy knows the layers and their self-attention. What lies within is told apart by shapes and order: names differ between
 architectures (``mlp``, ``feed_forward``, ``fc2``; ``o_proj``, ``out_proj``, ``dense``).
@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from kshot.errors import ModelError
+from kshot.errors import ModelError, OptionError
+from kshot.methods.layers import Place, ShiftLayer
 from kshot.models.anatomy import Anatomy
 
 
@@ -90,3 +91,31 @@ def is_linear(module: Any) -> bool:
     return isinstance(getattr(module, "in_features", None), int) and isinstance(
         getattr(module, "out_features", None), int
     )
+
+
+def attending(config: Any, anatomy: Anatomy) -> list[int]:
+    """Numbers of the chosen decoder layers that have self-attention (hybrid models have layers without).
+
+    Raises:
+        OptionError: a layer was asked for by number that has none, or no layer has.
+    """
+    chosen = config.chosen(anatomy)
+    found = [number for number in chosen if own_attention(anatomy, number) is not None]
+    if not found or (config.layers is not None and len(found) < len(chosen)):
+        missing = sorted(set(chosen) - set(found))
+        raise OptionError(f"layers {missing} of {anatomy.architecture} have no self-attention")
+    return found
+
+
+def attention_place(anatomy: Anatomy, number: int, kind: type[ShiftLayer]) -> Place:
+    """The self-attention of decoder layer ``number`` as a place.
+
+    Raises:
+        ModelError: its heads are of a kind that is not supported.
+    """
+    module = own_attention(anatomy, number)
+    assert module is not None
+    width = head_width(module, anatomy)
+    # Not from the query projection, which may make more than queries.
+    heads = output_projection(module, anatomy.hidden_size).in_features // width
+    return Place(number, module, kind, anatomy.hidden_size, heads, width)

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from kshot.methods.base import Place, ResidualShiftLayer, ShiftLayer, ShiftModel
+from kshot.methods.layers import Place, ResidualShiftLayer, ShiftLayer
+from kshot.methods.tuner import ShiftModel
 from kshot.models.anatomy import examine
 from kshot.models.prefix import progress
 

@@ -104,8 +104,8 @@ def register_method(
 
     Args:
         name: what users call it.
-        config: a :class:`~kshot.methods.base.ShiftConfig`.
-        tuner: a :class:`~kshot.methods.base.ShiftModel`; it is given its ``prefix`` and ``child`` here.
+        config: a :class:`~kshot.methods.configuration.ShiftConfig`.
+        tuner: a :class:`~kshot.methods.tuner.ShiftModel`; it is given its ``prefix`` and ``child`` here.
         summary: one line.
         peft_type: its name in ``adapter_config.json``; default: the name in capitals. It should be no word that occurs in the
             parameter names of models, because transformers finds an adapter's parameters by it.

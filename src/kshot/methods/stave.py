@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from kshot.methods.base import Place, ShiftConfig
+from kshot.methods.configuration import ShiftConfig
+from kshot.methods.layers import Place
 from kshot.methods.reading import ReadingLayer, ReadingModel, cue_list
 from kshot.methods.registration import register_method
 from kshot.models.anatomy import Anatomy

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kshot.methods.base import ShiftConfig
+from kshot.methods.configuration import ShiftConfig
 from kshot.methods.reading import PromptEndLayer, ReadingModel, cue_list
 from kshot.methods.registration import register_method
 
