@@ -12,7 +12,8 @@ import torch
 from kshot import Episode, Example
 from kshot.models import prefix
 from kshot.models.memory import BudgetedCache, model_state
-from kshot.models.prefix import continue_forward, continue_generate, expand, prefill
+from kshot.models.prefix import continue_forward, continue_generate, prefill
+from kshot.models.shared_cache import expand
 from kshot.models.vlm import VLM
 from tests.models.tiny import FAMILIES, build, picture
 

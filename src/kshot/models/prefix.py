@@ -18,16 +18,16 @@ Where the beginning of a prompt does depend on what follows, nothing can be shar
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from kshot.models.memory import BudgetedCache, CacheStatistics, model_state, tensor_bytes
+from kshot.models.shared_cache import Buffers, checked_cache, expand, layers_of
 
 GIBIBYTE = 1 << 30
 SHORTEST = 16
@@ -49,9 +49,6 @@ class Progress:
 progress = Progress()
 """Of the pass that is under way. A plain object, because compiled models can read its attribute."""
 
-Buffers = tuple[torch.Tensor, torch.Tensor]
-"""Room for the keys and the values of a layer, ``[rows, heads, tokens, width]``, the prefix's own at its beginning."""
-
 
 @dataclass(frozen=True)
 class Prefix:
@@ -59,7 +56,7 @@ class Prefix:
 
     Attributes:
         ids: its tokens, ``[1, P]``.
-        cache: keys and values for a batch of one; never changed, see :func:`expand`.
+        cache: keys and values for a batch of one; never changed, see :func:`~kshot.models.shared_cache.expand`.
         next_position: position of the token that follows.
         positions: positions of its tokens, ``[1, P]``, or ``[3, 1, P]`` where positions are multimodal.
         token_types: types of its tokens, ``[1, P]``, for models that mask by type.
@@ -81,7 +78,7 @@ class Prefix:
     @property
     def size(self) -> int:
         """Bytes of memory."""
-        return tensor_bytes(tensor for layer in _layers(self.cache) for tensor in (layer.keys, layer.values))
+        return tensor_bytes(tensor for layer in layers_of(self.cache) for tensor in (layer.keys, layer.values))
 
 
 def unsupported(model: Any) -> str | None:
@@ -107,7 +104,7 @@ def needs_equal_lengths(prefix: Prefix, longest: int) -> bool:
         prefix: the prefix.
         longest: most tokens that follow it (query, answer and padding).
     """
-    windows = [layer.sliding_window for layer in _layers(prefix.cache) if getattr(layer, "is_sliding", False)]
+    windows = [layer.sliding_window for layer in layers_of(prefix.cache) if getattr(layer, "is_sliding", False)]
     return bool(windows) and prefix.length + longest > min(windows)
 
 
@@ -147,92 +144,6 @@ def prefill(model: Any, inputs: dict[str, Any]) -> Prefix:
         progress.unfinished = False
     cache = checked_cache(output.past_key_values)
     return Prefix(inputs["input_ids"], cache, int(positions.max()) + 1, positions, inputs.get(TYPE_IDS))
-
-
-def checked_cache(cache: Any) -> Any:
-    """The cache, if it is one that can be shared.
-
-    Raises:
-        ValueError: it holds something else than keys and values per layer.
-    """
-    odd = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, DynamicLayer)}
-    if odd:
-        raise ValueError(f"cache layers of another kind: {', '.join(sorted(odd))}")
-    return cache
-
-
-def expand(cache: Cache, rows: int, room: int = 0, spare: dict[tuple[int, int], Buffers] | None = None) -> Cache:
-    """A cache for ``rows`` sequences that all begin with a cached prefix; the original stays as it is.
-
-    Args:
-        cache: of a batch of one.
-        rows: number of sequences.
-        room: tokens that will follow one by one. Without, nothing is copied: the layers hold views with a stride of zero, and the
-            first update, which concatenates, makes new tensors. With it, each layer gets a buffer that is written in place.
-        spare: buffers of earlier calls, by rows and layer, that nobody uses any more; they are used again or replaced.
-    """
-    spare = {} if spare is None else spare
-    expanded = copy.copy(cache)
-    expanded.layers = []
-    for number, layer in enumerate(_layers(cache)):
-        keys, values = layer.keys, layer.values
-        if room and type(layer) is DynamicLayer:
-            length = keys.shape[-2]
-            buffers = spare.get((rows, number))
-            if buffers is None or buffers[0].shape[-2] < length + room:
-                buffers = spare[rows, number] = (_roomy(keys, rows, room), _roomy(values, rows, room))
-            expanded.layers.append(RoomyLayer(buffers, length))
-        else:
-            view = copy.copy(layer)
-            view.keys, view.values = (states.expand(rows, -1, -1, -1) for states in (keys, values))
-            expanded.layers.append(view)
-    return expanded
-
-
-def _roomy(states: torch.Tensor, rows: int, room: int) -> torch.Tensor:
-    _, heads, length, width = states.shape
-    buffer = states.new_empty(rows, heads, length + room, width)
-    buffer[..., :length, :] = states
-    return buffer
-
-
-class RoomyLayer(DynamicLayer):
-    """A cache layer that grows in place while there is room.
-
-    transformers' own layer concatenates, that is, copies the whole prefix for each new token: with long prefixes and small models
-    that takes longer than all else. (Its static layer has a fixed length and needs masks of that length.)
-
-    Args:
-        buffers: filled up to ``length``.
-        length: tokens in them.
-    """
-
-    def __init__(self, buffers: Buffers, length: int):
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = buffers[0].dtype, buffers[0].device, True
-        self._buffers = buffers
-        self.keys, self.values = (buffer[..., :length, :] for buffer in buffers)
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values ``[rows, heads, tokens, width]``; give all."""
-        held: Any = (self.keys, self.values)
-        start = held[0].shape[-2]
-        end = start + key_states.shape[-2]
-        # Selecting or reordering rows puts other tensors in place of the views.
-        in_place = all(a.data_ptr() == b.data_ptr() for a, b in zip(held, self._buffers, strict=True))
-        if not in_place or end > self._buffers[0].shape[-2] or len(held[0]) != len(self._buffers[0]):
-            return super().update(key_states, value_states, *args, **kwargs)
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[..., start:end, :] = states
-        self.keys, self.values = (buffer[..., :end, :] for buffer in self._buffers)
-        return self.keys, self.values
-
-
-def _layers(cache: Cache) -> list[Any]:
-    """The layers, known to be of the kind that :func:`prefill` lets through."""
-    return list(cache.layers)
 
 
 def continue_forward(model: Any, prefix: Prefix, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Reuse:
             inputs |= {name: value for name, value in side.items() if name in self.encoder.accepted}
         if after is not None and "image_attention_mask" in inputs:
             inputs["image_attention_mask"] = self._sight(batch, after)
-        inputs = self._to_device(inputs)
+        inputs = on_device(self.model, inputs)
         if shown:
             inputs["mm_encoder_outputs"] = features.encoder_outputs(shown)
         return inputs
@@ -234,7 +234,7 @@ class Reuse:
 
     def _compute(self, pictures: list[Picture]) -> list[ImageFeatures]:
         expansions = [self.encoder.expansion(picture) for picture in pictures]
-        inputs = self._to_device(self.encoder.pixels([[picture] for picture in pictures]))
+        inputs = on_device(self.model, self.encoder.pixels([[picture] for picture in pictures]))
         mark = self.encoder.tokenizer.convert_ids_to_tokens(self.placeholder)
         return features.compute_features(self.model, inputs, expansions, mark)
 
@@ -266,13 +266,14 @@ class Reuse:
             logger.log(logging.WARNING if wish is True else logging.INFO, "no %s: %s", what, reason)
         return reason is None
 
-    def _to_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        device, dtype = self.model.device, self.model.dtype
-        return {
-            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
-            for name, value in inputs.items()
-            if isinstance(value, torch.Tensor)
-        }
+
+def on_device(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The tensors among a model's inputs, where it is and in its dtype."""
+    return {
+        name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+        for name, value in inputs.items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def _by_length(group: Group, new_tokens: int) -> Iterator[Group]:

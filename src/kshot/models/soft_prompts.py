@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from kshot.errors import ModelError
-from kshot.models.prefix import Prefix, checked_cache, progress, unsupported
+from kshot.models.prefix import Prefix, progress, unsupported
+from kshot.models.shared_cache import checked_cache
 
 
 def is_soft(model: Any) -> bool:

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
-from PIL import Image
 from tqdm import tqdm
-from transformers import GenerationConfig, StoppingCriteriaList
 
-from kshot.chat import render_chat
-from kshot.episode import Episode, Example
+from kshot.episode import Episode
 from kshot.errors import ContextTooLong, ModelError, OptionError
 from kshot.models.anatomy import Anatomy, examine
 from kshot.models.base import PromptStyle
 from kshot.models.batching import BatchRunner
 from kshot.models.beginnings import Beginnings
+from kshot.models.continuation import Continuation
 from kshot.models.encoding import EncodedPrompt, Encoder
-from kshot.models.generation import StopTexts, deterministic_settings, only_these_settings
+from kshot.models.generation import deterministic_settings
 from kshot.models.identity import identity
 from kshot.models.image_mode import hide, hides, image_mode_of, obstacle
-from kshot.models.prefix import Prefix, continue_forward, continue_generate
-from kshot.models.reuse import Group, Reuse, Switch
+from kshot.models.prompting import PromptWriter
+from kshot.models.reuse import Reuse, Switch, on_device
 from kshot.models.soft_prompts import SoftPrompt, is_soft
-from kshot.picture import DrawnPicture
-from kshot.prompt import IMAGE, Prompt, Template, render_plain
+from kshot.prompt import Prompt, Template
 
-DEFAULT_TEMPLATE = Template("<image>Question: {question} Answer:{answer}\n", separator="")
-"""How examples are written if no template is given: one line an example, the answer at its end."""
 BATCH_SIZE = 8
 WINDOW = 16
 """Prompts are encoded and sorted by length this many batches at a time, so that few decoded images are held."""
@@ -54,6 +49,7 @@ class VLM:
 
     Attributes:
         model, processor, tokenizer: the plain transformers objects.
+        no_chat: why there are no chat prompts; empty if there are.
         anatomy: what the model is made of and can take.
         encoder: from prompts to inputs.
         reuse: caches of vision features and of fixed demonstrations.
@@ -99,7 +95,8 @@ class VLM:
         if why is not None:
             raise ModelError(f"{self.name} cannot be shown the last image only: {why}")
         self._beginnings = Beginnings(self.encoder, self.reuse.expansion)
-        self.no_chat = self._why_no_chat()
+        self._writer = PromptWriter(self.encoder, self.name)
+        self.no_chat = self._writer.no_chat
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +115,7 @@ class VLM:
 
         Args:
             episode: demonstrations and query.
-            template: how examples are written (default: :data:`DEFAULT_TEMPLATE`).
+            template: how examples are written (default: :data:`~kshot.models.prompting.DEFAULT_TEMPLATE`).
             style: ``"plain"``: text and images interleaved; ``"chat"``: turns of the model's chat template; ``"auto"``: chat if the
                 processor has a chat template that can be used.
             answer: the query's answer, to be put at the end.
@@ -127,15 +124,7 @@ class VLM:
             OptionError: chat was asked for and the model has no usable chat template.
             DataError: a demonstration has no text answer.
         """
-        template = template or DEFAULT_TEMPLATE
-        if style not in ("auto", "plain", "chat"):
-            raise OptionError(f"unknown prompt style {style!r}: use 'auto', 'plain' or 'chat'")
-        if style == "plain" or (style == "auto" and self.no_chat):
-            plain = render_plain(episode, template, answer=answer, reserved=self.encoder.reserved)
-            return self.encoder.dialect.enclose(plain)
-        if self.no_chat:
-            raise OptionError(f"{self.name}: no chat prompts: {self.no_chat}; use style 'plain'")
-        return self._chat(episode, template, answer)
+        return self._writer.prompt(episode, template, style, answer)
 
     def encode(
         self,
@@ -175,7 +164,7 @@ class VLM:
         """What ``model.forward`` takes for a batch, on the model's device and in its dtype."""
         if hides([picture for encoded in batch for picture in encoded.pictures]):
             return self.reuse.inputs(batch)
-        return self._to_device(self.encoder.collate(batch))
+        return on_device(self.model, self.encoder.collate(batch))
 
     @torch.inference_mode()
     def answer(
@@ -211,11 +200,10 @@ class VLM:
         runner = BatchRunner(batch_size or BATCH_SIZE)
         answers: list[str] = []
         self.reuse.refresh()
+        continuation = Continuation(self.model, self.encoder, self.reuse, self.soft)
         for window in _windows(episodes, WINDOW * runner.size, "answering"):
             prompts = [self.encode(episode, template, style, new_tokens=max_new_tokens) for episode in window]
-            answers += self._run(
-                prompts, runner, max_new_tokens, lambda batch, after: self._generate(batch, after, settings, stop)
-            )
+            answers += continuation.texts(prompts, runner, settings, stop)
         return answers
 
     @torch.inference_mode()
@@ -242,15 +230,14 @@ class VLM:
         most = max((len(texts) for texts in offered), default=1)
         scores: list[list[float]] = []
         self.reuse.refresh()
+        continuation = Continuation(self.model, self.encoder, self.reuse, self.soft)
         for window in _windows(
             list(zip(episodes, offered, strict=True)), WINDOW * runner.size // max(most, 1), "scoring"
         ):
             prompts = [
                 self.encode(episode, template, style, answer=text) for episode, texts in window for text in texts
             ]
-            values = iter(
-                self._run(prompts, runner, 0, lambda batch, after: self._log_probabilities(batch, after, normalize))
-            )
+            values = iter(continuation.log_probabilities(prompts, runner, normalize))
             scores += [[next(values) for _ in texts] for _, texts in window]
         return scores
 
@@ -263,101 +250,6 @@ class VLM:
 
     def __repr__(self) -> str:
         return f"VLM({self.name!r}, {self.anatomy.architecture}, {self.anatomy.parameters:,} parameters, {self.device})"
-
-    def _run(
-        self,
-        prompts: Sequence[EncodedPrompt],
-        runner: BatchRunner,
-        new_tokens: int,
-        work: Callable[[list[EncodedPrompt], Prefix | None], list[T]],
-    ) -> list[T]:
-        """Results for prompts, in order, where prompts with common demonstrations are run together."""
-        results: dict[int, T] = {}
-        groups = self.reuse.groups(prompts, new_tokens)
-        if self.soft is not None:  # it stands before the demonstrations, which have to be read behind it
-            groups = iter([Group(list(range(len(prompts))), list(prompts), self.soft.prefix())])
-        for group in groups:
-
-            def run_batch(batch: list[int], group: Group = group) -> list[T]:
-                return work([group.prompts[i] for i in batch], group.prefix)
-
-            found = runner.run([len(prompt) for prompt in group.prompts], run_batch, self._kinds(group.prompts))
-            results.update(zip(group.numbers, found, strict=True))
-        return [results[number] for number in range(len(prompts))]
-
-    def _kinds(self, prompts: Sequence[EncodedPrompt]) -> list[int]:
-        """Prompts of different kinds must not be in one batch."""
-        return [len(prompt.pictures) if self.encoder.dialect.equal_counts else 0 for prompt in prompts]
-
-    def _generate(
-        self, batch: Sequence[EncodedPrompt], after: Prefix | None, settings: GenerationConfig, stop: Sequence[str]
-    ) -> list[str]:
-        """New text behind each prompt, or behind ``after`` and each prompt."""
-        inputs = self.reuse.inputs(batch, after)
-        if after is None:
-            inputs.pop("position_ids", None)  # generate makes the same ones, and goes on from them
-        else:
-            inputs = continue_generate(
-                self.model,
-                after,
-                inputs,
-                new_tokens=settings.max_new_tokens,
-                num_beams=settings.num_beams,
-                placeholder=self.reuse.placeholder,
-            )
-        length = inputs["input_ids"].shape[1]
-        criteria = StoppingCriteriaList()
-        if stop and settings.num_beams == 1:
-            criteria.append(StopTexts(self.tokenizer, stop, length))
-        with only_these_settings(self.model, settings):
-            sequences = self.model.generate(**inputs, stopping_criteria=criteria)
-        return cast("list[str]", self.tokenizer.batch_decode(sequences[:, length:], skip_special_tokens=True))
-
-    def _log_probabilities(self, batch: Sequence[EncodedPrompt], after: Prefix | None, normalize: bool) -> list[float]:
-        """Log-probability of the answer of each encoded prompt (which must have one) given what stands before it."""
-        masks = [encoded.tokens.answer_mask() for encoded in batch]
-        # Rows end together, so the last positions hold all answers; other logits need not be computed.
-        keep = max(len(mask) - mask.index(True) if any(mask) else 0 for mask in masks)
-        inputs = self.reuse.inputs(batch, after)
-        inputs = inputs | {"use_cache": False} if after is None else continue_forward(self.model, after, inputs)
-        logits = self.model(**inputs, logits_to_keep=keep + 1).logits[:, -keep - 1 : -1]
-        targets = inputs["input_ids"][:, -keep:]
-        chosen = logits.float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        wanted = self.encoder.pad([[int(spoken) for spoken in mask] for mask in masks], 0)[0][:, -keep:].to(
-            chosen.device
-        )
-        sums = (chosen * wanted).sum(-1)
-        if normalize:
-            sums = sums / wanted.sum(-1).clamp_min(1)
-        return [float(value) for value in sums]
-
-    def _chat(self, episode: Episode, template: Template, answer: str | None) -> Prompt:
-        return render_chat(
-            episode,
-            template,
-            self.processor.apply_chat_template,
-            self.encoder.image_token,
-            answer=answer,
-            reserved=self.encoder.reserved,
-        )
-
-    def _why_no_chat(self) -> str:
-        """Why the processor's chat template cannot be used; empty if it can."""
-        if not getattr(self.processor, "chat_template", None):
-            return "the processor has no chat template"
-        probe = Example((DrawnPicture(lambda: Image.new("RGB", (8, 8)), "probe"),), "what", "this")
-        try:
-            self._chat(Episode((probe,), probe), Template(IMAGE + "{question}{answer}"), None)
-        except Exception as error:  # templates are programs of other people: any exception may come out of them
-            return str(error) or type(error).__name__
-        return ""
-
-    def _to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-        dtype = self.model.dtype
-        return {
-            name: value.to(self.device, dtype) if value.is_floating_point() else value.to(self.device)
-            for name, value in inputs.items()
-        }
 
 
 def _windows(items: Sequence[T], size: int, doing: str) -> Iterator[Sequence[T]]:
