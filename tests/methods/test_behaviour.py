@@ -23,6 +23,9 @@ def shifts(model):
     return {name: parameter for name, parameter in model.named_parameters() if ".shift_" in name}
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Adapter default was active which is now deleted:UserWarning"
+)  # PEFT says what is tested
 def test_two_adapters(method):
     model, inputs, _ = base("llava")
     plain = logits(model, inputs)
@@ -163,7 +166,7 @@ def test_gradient_checkpointing_changes_no_gradient(method):
         model.train()
         if checkpointing:
             model.get_base_model().enable_input_require_grads()
-            model.get_base_model().gradient_checkpointing_enable()
+            model.get_base_model().activation_checkpointing_enable()
         weight = torch.linspace(-1, 1, 600)[: base("llava")[0].config.text_config.vocab_size]
         loss = (model(**inputs, use_cache=False).logits[..., : len(weight)] * weight).sum()
         return torch.autograd.grad(loss, [p for p in shifts(model).values() if p.requires_grad])
@@ -224,6 +227,9 @@ def test_sums_are_refused_or_made(method):
         model.add_weighted_adapter(["default"], [1.0, 2.0], "sum")
 
 
+# PEFT warns of what is done here on purpose: a second adapter, of another method.
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time:UserWarning")
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
 def test_all_methods_in_one_model_and_out_again(method):
     """An adapter beside one of LIVE: both act, and each can be removed without the other."""
     if method == "live":

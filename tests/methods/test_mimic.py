@@ -246,6 +246,9 @@ def test_gradients_are_those_of_the_reference():
         assert float((gradient - reference).abs().max()) < 1e-5 * max(1.0, float(reference.abs().max()))
 
 
+# PEFT warns of what is done here on purpose: the active adapter is deleted, and another one put in.
+@pytest.mark.filterwarnings("ignore:Adapter default was active which is now deleted:UserWarning")
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
 def test_attention_is_chosen_for_the_text_alone_and_given_back():
     model = fresh("idefics2")
     with_adapter = get_peft_model(model, MimicConfig())

@@ -197,7 +197,7 @@ def test_checkpointed_gradients_are_the_same(name):
         batch = made.collate([made.item(0, i) for i in range(2)])
         vlm.model.train()
         if checkpointing:
-            vlm.model.gradient_checkpointing_enable()
+            vlm.model.activation_checkpointing_enable()
         made.loss(vlm.model, batch)[0].backward()
         return {key: p.grad for key, p in vlm.model.named_parameters() if p.grad is not None}
 

@@ -344,13 +344,13 @@ def test_recomputed_layers_give_the_same_gradient(vlm):
         made = add_adapter(vlm, "mimic", {}, 0)
         try:
             if recompute:
-                vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+                vlm.model.activation_checkpointing_enable({"use_reentrant": False})
             made.train()
             objective = DistillObjective(vlm, items(), BOTH, model=made)
             objective.loss(made, batch_of(objective))[0].sum().backward()
             gradients.append([p.grad.clone() for p in made.parameters() if p.requires_grad])
         finally:
-            vlm.model.gradient_checkpointing_disable()
+            vlm.model.activation_checkpointing_disable()
             vlm.model.eval()
             remove_adapter(vlm, made)
     for one, other in zip(*gradients, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,19 @@ def adapted(model: Any, adapter: str | os.PathLike[str]) -> Any:
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
             held = set(file.keys())
-        outer = PeftModel.from_pretrained(model, folder)
+        with warnings.catch_warnings():  # said below as an error
+            warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
+            outer = PeftModel.from_pretrained(model, folder)
     except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(
             f"the adapter {adapter} cannot be put into {type(model).__name__}; was it trained on this model? "
             f"({': '.join(lines[:2]) or type(error).__name__})"
         ) from error
-    wanted = set(get_peft_model_state_dict(outer))
+    # Without embeddings: to see whether a vocabulary has grown, PEFT looks for the base model by its name, on the Hub if need be.
+    wanted = set(get_peft_model_state_dict(outer, save_embedding_layers=False))
+    if held > wanted:
+        wanted = set(get_peft_model_state_dict(outer))
     if held != wanted:  # PEFT would go on with what fits
         odd = sorted(held ^ wanted)
         raise ModelError(

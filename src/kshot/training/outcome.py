@@ -74,8 +74,12 @@ def export(
     """
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
+    options: dict[str, Any] = {} if state is None else {"state_dict": dict(state)}
+    if hasattr(trained, "peft_config"):
+        # The vocabulary never grows, and PEFT would look for the base model, on the Hub if need be, to find that out.
+        options["save_embedding_layers"] = False
     with quiet_unless_watched():
-        trained.save_pretrained(unfinished, **({} if state is None else {"state_dict": dict(state)}))
+        trained.save_pretrained(unfinished, **options)
     if processor is not None:
         processor.save_pretrained(unfinished)
     record = unfinished / RECORD

@@ -171,15 +171,19 @@ class KshotTrainer(Trainer):
         return 0  # an estimate by the number of input elements would be wrong here: batches hold more than one tensor
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "peft_config") or state_dict is not None:
-            super()._save(output_dir, state_dict)  # adapters only; what sharded training has gathered
+        if state_dict is not None:
+            super()._save(output_dir, state_dict)  # what sharded training has gathered
         elif self.args.should_save:
-            # Under the names that the parameters have here. save_pretrained may write those of older versions of an architecture,
-            # which a resuming Trainer would pass over in silence.
+            model = self.accelerator.unwrap_model(self.model)
             folder = Path(output_dir or str(self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
-            save_model(model, str(folder / "model.safetensors"))
+            if hasattr(model, "peft_config"):
+                # Adapters only. PEFT would look for the base model, on the Hub if need be, to see whether its vocabulary has grown.
+                model.save_pretrained(str(folder), save_embedding_layers=False)
+            else:
+                # Under the names that the parameters have here. save_pretrained may write those of older versions of an
+                # architecture, which a resuming Trainer would pass over in silence.
+                save_model(model, str(folder / "model.safetensors"))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:
