@@ -15,9 +15,8 @@ import torch
 
 import kshot
 from kshot.cli import COMMANDS, main, parse
-from kshot.comparison import compare_methods, shift_agreement
+from kshot.comparison import compare_methods, comparing, shift_agreement
 from kshot.comparison import obtain as obtaining
-from kshot.comparison import run as running
 from kshot.comparison.agreement import mean_cosine
 from kshot.comparison.cost import measure, peak_memory
 from kshot.comparison.obtain import Budget, adapter_in, wanted_methods
@@ -189,10 +188,10 @@ def test_the_files_say_the_same(compared):
 def test_nothing_is_done_twice_and_methods_can_be_added(compared, model, monkeypatch):
     task, transfer = load_task("concept_pair", **PAIR), load_task("scenes", episodes=6)
     done = []
-    monkeypatch.setattr(running, "measure", lambda *args, **options: done.append("measured"))
-    monkeypatch.setattr(running, "shift_agreement", lambda *args, **options: done.append("agreement"))
-    monkeypatch.setattr(running.Budget, "_train", lambda *args: done.append("trained"))
-    monkeypatch.setattr(running.Budget, "_estimate", lambda *args: done.append("estimated"))
+    monkeypatch.setattr(comparing, "measure", lambda *args, **options: done.append("measured"))
+    monkeypatch.setattr(comparing, "shift_agreement", lambda *args, **options: done.append("agreement"))
+    monkeypatch.setattr(comparing.Budget, "_train", lambda *args: done.append("trained"))
+    monkeypatch.setattr(comparing.Budget, "_estimate", lambda *args: done.append("estimated"))
     monkeypatch.setattr(model, "answer", lambda *args, **options: done.append("answered"))
     again = compare_methods(model, task, methods="live,task_vector", out=compared.folder, transfer=transfer, **OPTIONS)
     assert not done

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kshot.data.imagenet_lists import held_out_classes
-from kshot.data.link_classes import LinkClass, LinkClasses, Neighbour, load_link_classes
+from kshot.data.link_class import LinkClass, LinkClasses, Neighbour
+from kshot.data.link_classes import load_link_classes
 from kshot.data.omniglot import Omniglot
 from kshot.data.worlds import Glyphs
 from kshot.errors import DataError, KshotError, OptionError, UnknownName

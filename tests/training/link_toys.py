@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kshot.data.link_classes import LinkClass, Neighbour
+from kshot.data.link_class import LinkClass, Neighbour
 from kshot.picture import BytesPicture, Picture
 from tests.data.formats import write_lines
 

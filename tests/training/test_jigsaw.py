@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kshot.data.link_classes import LinkClass
+from kshot.data.link_class import LinkClass
 from kshot.errors import BadImage, OptionError
 from kshot.picture import as_picture
 from kshot.prompt import render_plain

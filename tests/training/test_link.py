@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kshot.data.link_classes import LinkClass, Neighbour
+from kshot.data.link_class import LinkClass, Neighbour
 from kshot.errors import DataError, OptionError, UnknownName
 from kshot.metrics.common import fold
 from kshot.prompt import render_plain

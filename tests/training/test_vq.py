@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from kshot.errors import DataError, OptionError
-from kshot.training.vq import VQSettings, _Run, train_vq, vq_config
+from kshot.training.vq import train_vq, vq_config
+from kshot.training.vq_settings import VQSettings
+from kshot.training.vq_steps import VQSteps
 from kshot.visual.tokenizer import VisualTokenizer
 from kshot.visual.vq_files import build
 
@@ -87,7 +89,7 @@ def test_same_seed_same_weights(tmp_path):
 def test_beta_weighs_the_encoder_not_the_codebook():
     """With no weight on reconstruction and none on commitment, the codes move and the encoder stands still."""
     for beta, moves in ((0.0, False), (1.0, True)):
-        run = _Run(
+        run = VQSteps(
             VisualTokenizer(build(CONFIG)), VQSettings(steps=2, l1=0, l2=0, beta=beta, free_until=0, restart_every=0)
         )
         run.step(0, colours(0))
@@ -98,7 +100,7 @@ def test_beta_weighs_the_encoder_not_the_codebook():
 
 
 def test_gradient_passes_straight_through():
-    run = _Run(VisualTokenizer(build(CONFIG)), VQSettings(steps=2, beta=0, free_until=0, restart_every=0))
+    run = VQSteps(VisualTokenizer(build(CONFIG)), VQSettings(steps=2, beta=0, free_until=0, restart_every=0))
     run.step(0, colours(0))
     before = run.vq.encoder.conv_in.weight.clone()
     run.step(1, colours(1))

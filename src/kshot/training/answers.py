@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kshot.errors import ContextTooLong, OptionError
 from kshot.models.encoding import EncodedPrompt
 from kshot.models.features import encoder_outputs
+from kshot.models.reuse import on_device
 from kshot.models.vlm import VLM
 from kshot.prompt import Span, TokenizedPrompt
 from kshot.training.items import Source, TrainingItem
@@ -159,11 +160,7 @@ class AnswerObjective(Objective):
     def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What the model takes."""
         if "inputs" in batch:
-            device, dtype = self.vlm.model.device, self.vlm.model.dtype
-            return {
-                name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
-                for name, value in batch["inputs"].items()
-            }
+            return on_device(self.vlm.model, batch["inputs"])
         if not self.packed:
             return self.vlm.reuse.inputs(batch["prompts"])
         shown = self.vlm.reuse.shown([picture for prompt in batch["prompts"] for picture in prompt.pictures])

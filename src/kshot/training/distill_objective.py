@@ -16,6 +16,7 @@ from kshot.episode import Episode, Example
 from kshot.errors import ContextTooLong, ModelError, OptionError
 from kshot.models.base import PromptStyle
 from kshot.models.encoding import EncodedPrompt
+from kshot.models.reuse import on_device
 from kshot.models.visual_prompts import picture_answer
 from kshot.models.visual_sentence import VisualSentenceModel
 from kshot.models.vlm import VLM
@@ -245,11 +246,7 @@ class DistillObjective(Objective):
         """What the model takes; pictures as features, or as pixels that loader workers have prepared."""
         if self.features:
             return self.vlm.reuse.inputs([row.prompt for row in rows])
-        device, dtype = self.vlm.model.device, self.vlm.model.dtype
-        return {
-            key: value.to(device, dtype) if value.is_floating_point() else value.to(device)
-            for key, value in batch[name].items()
-        }
+        return on_device(self.vlm.model, batch[name])
 
     def _collated(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
         if self.vlm.encoder.dialect.equal_counts and len({len(prompt.pictures) for prompt in prompts}) > 1:

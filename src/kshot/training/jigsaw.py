@@ -16,7 +16,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from kshot.data.concepts import one_of
-from kshot.data.link_classes import LinkClass
+from kshot.data.link_class import LinkClass
 from kshot.data.readers import PathLike
 from kshot.data.task import Task
 from kshot.episode import Episode, Example

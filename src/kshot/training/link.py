@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from kshot.data.concepts import checked_names, digest, generator, listed, make_names, one_of
-from kshot.data.link_classes import LinkClass, load_link_classes
+from kshot.data.link_class import LinkClass
+from kshot.data.link_classes import load_link_classes
 from kshot.data.readers import PathLike
 from kshot.data.sources import as_template
 from kshot.data.task import Task

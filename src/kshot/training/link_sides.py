@@ -14,7 +14,7 @@ import numpy as np
 
 from kshot.data.candidates import Contents
 from kshot.data.concepts import listed, one_of
-from kshot.data.link_classes import LinkClass, LinkClasses
+from kshot.data.link_class import LinkClass, LinkClasses
 from kshot.data.retrieval import random_order
 from kshot.errors import DataError, OptionError
 from kshot.metrics.common import fold

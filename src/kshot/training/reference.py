@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 
 from kshot.data.concepts import make_names, one_of
-from kshot.data.link_classes import LinkClass
+from kshot.data.link_class import LinkClass
 from kshot.data.readers import PathLike
 from kshot.data.task import Task
 from kshot.episode import Episode, Example
