@@ -25,7 +25,7 @@ import transformers
 from PIL import Image, ImageDraw, ImageOps
 
 import kshot
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.data.drawing.functions import BASIC, NEW, NEW_CHAINS, SEQUENCES, random_boards
 from kshot.data.drawing.tiles import draw_board
 from kshot.data.functions import Functions

@@ -27,7 +27,7 @@ import kshot
 from kshot.comparison.figures import parameters_in, units_of
 from kshot.comparison.obtain import Budget, adapter_in, trainable, wanted_methods
 from kshot.comparison.table import FEW, ZERO
-from kshot.data.concepts import digest
+from kshot.data.derived import digest
 from kshot.data.task import Task, load_task
 from kshot.evaluation.cells import DEMONSTRATIONS
 from kshot.evaluation.evaluate import evaluate

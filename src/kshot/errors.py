@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class KshotError(Exception):
@@ -93,3 +96,20 @@ class MissingExtra(KshotError):
 
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(f"{purpose} needs the package {package!r}: pip install 'kshot[{extra}]'")
+
+
+def one_of(option: str, value: T, known: Sequence[str]) -> T:
+    """The value of an option, if it is one of the known ones.
+
+    Raises:
+        OptionError: it is not.
+    """
+    if value not in known:
+        raise OptionError(f"{option}={value!r}: must be one of {', '.join(known)}")
+    return value
+
+
+def listed(items: Sequence[str], most: int = 5) -> str:
+    """Items in one line for a message, the end cut off if there are many."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

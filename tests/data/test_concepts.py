@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kshot.chat import render_chat
-from kshot.data.concepts import Concept, LazySequence, generator, make_names
+from kshot.data.concepts import Concept
 from kshot.data.demonstrations import choose
+from kshot.data.derived import LazySequence, generator
 from kshot.data.drawing.names import invent_name
+from kshot.data.naming import make_names
 from kshot.data.nway import NWayTask
 from kshot.data.task import Task, load_task
 from kshot.episode import Episode, Example

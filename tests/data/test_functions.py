@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.data.drawing.functions import (
     BASIC,
     CHAINS,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kshot.data.concepts import Names
 from kshot.data.demonstrations import choose
 from kshot.data.isekai import Isekai, isekai_from_folders, read_isekai, write_isekai
+from kshot.data.naming import Names
 from kshot.errors import DataError, KshotError, OptionError
 from tests.data.concept_files import isekai_rows, photo, write_folder, write_jsonl
 

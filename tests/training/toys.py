@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kshot.data.concepts import PLAIN, generator
+from kshot.data.concepts import PLAIN
+from kshot.data.derived import generator
 from kshot.data.task import load_task
 from kshot.episode import Episode
 from kshot.training.items import Source, TrainingItem

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 from kshot.data.boxes import Box, Coordinates, Point, Size, SquarePicture, check_inside, picture_size, text_of, written
 from kshot.data.readers import PathLike
 from kshot.data.sources import ImageRoot, LazyExamples, LeaveOneOut, as_template
-from kshot.data.splits import SplitTask, Style, one_of
+from kshot.data.splits import SplitTask, Style
 from kshot.episode import Example
-from kshot.errors import DataError
+from kshot.errors import DataError, one_of
 from kshot.picture import Picture
 from kshot.prompt import Template
 

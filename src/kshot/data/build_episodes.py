@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kshot.data.concepts import listed, one_of
 from kshot.data.folder import class_folders, class_names
 from kshot.data.imagenet_folder import find_images, image_base
 from kshot.data.imagenet_lists import draw_test100, held_out_classes, write_test100
 from kshot.data.imagenet_train import find_class_map, listed_classes, read_class_map, shipped_names, write_train900
 from kshot.data.isekai import isekai_from_folders, isekai_pairs, write_isekai
 from kshot.data.training_lists import Drawn, Draws, draw_training
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError, OptionError, listed, one_of
 from kshot.metrics.common import fold
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from kshot.data.concepts import generator, listed
+from kshot.data.derived import generator
 from kshot.data.readers import PathLike
-from kshot.errors import BadImage, DataError, OptionError
+from kshot.errors import BadImage, DataError, OptionError, listed
 from kshot.metrics.common import fold
 from kshot.picture import Picture
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from kshot.data.concepts import PLAIN, LazySequence, digest, generator, make_names, one_of
+from kshot.data.concepts import PLAIN
+from kshot.data.derived import LazySequence, digest, generator
 from kshot.data.drawing import draw_glyph
+from kshot.data.naming import make_names
 from kshot.data.sources import as_template
 from kshot.data.task import Task, tasks
 from kshot.data.worlds import PIXELS, SPLITS, Split, digit_classes
 from kshot.episode import Example
-from kshot.errors import OptionError
+from kshot.errors import OptionError, one_of
 from kshot.picture import DrawnPicture, Picture
 from kshot.prompt import Template
 

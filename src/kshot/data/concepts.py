@@ -9,30 +9,20 @@ This module holds what these tasks have in common; the tasks are in ``omniglot``
 
 from __future__ import annotations
 
-import hashlib
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Literal
 
-import numpy as np
-
-from kshot.data.drawing import invent_name, random_letters
+from kshot.data.derived import LazySequence, generator
+from kshot.data.naming import KINDS_OF_NAMES, Names, checked_names, make_names
 from kshot.data.sources import as_template
 from kshot.data.task import Task
 from kshot.episode import Episode, Example
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError, OptionError, one_of
 from kshot.picture import Picture
 from kshot.prompt import Template
-
-T = TypeVar("T")
-
-Names = Literal["invented", "letters", "unseen", "classes"] | Sequence[str]
-"""How the classes of an episode are called: invented pronounceable names; random letters a-z, 1 to 10 of them (Link-Context
-Learning); invented names of the family that the embedded model never saw; the classes' real names; or names drawn from a list."""
-
-KINDS_OF_NAMES = ("invented", "letters", "unseen", "classes")
 
 Style = Literal["plain", "link"]
 """How an episode is written: :data:`PLAIN` or :data:`LINK`."""
@@ -62,31 +52,6 @@ _QUESTIONS = {
     "link": ("What is in the image", "Based on the previous examples, what is in the image"),
 }
 """Question of a demonstration and of the query, by style."""
-
-
-class LazySequence(Sequence[T], Generic[T]):
-    """A sequence whose items are made when they are asked for.
-
-    Args:
-        size: how many there are.
-        make: makes item i; must make the same one each time.
-    """
-
-    def __init__(self, size: int, make: Callable[[int], T]):
-        self._size, self._make = size, make
-
-    def __len__(self) -> int:
-        return self._size
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
-        chosen = range(self._size)[index]
-        if isinstance(chosen, range):
-            return LazySequence(len(chosen), lambda i: self._make(chosen[i]))
-        return self._make(chosen)
 
 
 @dataclass(frozen=True)
@@ -197,10 +162,7 @@ class ConceptTask(Task):
         Raises:
             DataError: the query is not one of this task's.
         """
-        index = query.metadata.get("episode")
-        if not isinstance(index, int) or not 0 <= index < self.episodes or query.id != self._id(index):
-            raise DataError(f"{query.id!r} is no query of the task {self.name!r}", remedy="take it from task.queries")
-        drawn = self.draw(index)
+        drawn = self.draw(episode_of(query, self.name, self.episodes))
         names = self._names(drawn)
         places = [
             (way, number)
@@ -233,10 +195,6 @@ class ConceptTask(Task):
         chosen = {option: getattr(self, option) for option in options}
         return {"task": self.name, **chosen, "template": asdict(self.template)}
 
-    @staticmethod
-    def _id(index: int) -> str:
-        return f"episode-{index:05d}"
-
     def _query(self, index: int) -> Example:
         drawn = self.draw(index)
         names = self._names(drawn)
@@ -246,7 +204,7 @@ class ConceptTask(Task):
             question=_QUESTIONS[self.style][1],
             answer=names[drawn.target],
             choices=names,
-            id=self._id(index),
+            id=episode_id(index),
             metadata={"class": target.key, "category": target.group or target.name, "episode": index} | _shared(drawn),
         )
 
@@ -277,68 +235,18 @@ def _shared(drawn: Draw) -> dict[str, Any]:
     return {"support": drawn.naming, "group": ", ".join(sorted(groups))} if drawn.shared else {}
 
 
-def generator(seed: int, *parts: str | int) -> np.random.Generator:
-    """A random generator that depends on ``seed`` and ``parts`` and on nothing else."""
-    key = hashlib.blake2b("\0".join(map(str, (seed, *parts))).encode(), digest_size=16).digest()
-    return np.random.default_rng(int.from_bytes(key, "big"))
+def episode_id(index: int) -> str:
+    """Id of the query of episode ``index``."""
+    return f"episode-{index:05d}"
 
 
-def checked_names(names: Names, kinds: Sequence[str]) -> Any:
-    """The option ``names``: one of ``kinds``, or a tuple of names to draw from.
-
-    Raises:
-        OptionError: it is neither, or the list has repetitions or empty names.
-    """
-    if not isinstance(names, str):
-        listed_names = tuple(map(str, names))
-        if len(listed_names) != 1 or listed_names[0] not in kinds:
-            if (
-                len(set(listed_names)) < len(listed_names)
-                or not all(map(str.strip, listed_names))
-                or len(listed_names) < 2
-            ):
-                raise OptionError(
-                    f"names: a list to draw from holds at least two names, each once, none of them empty: {names!r}"
-                )
-            return listed_names
-        names = listed_names[0]
-    one_of("names", names, kinds)
-    return names
-
-
-def make_names(kind: Names, count: int, rng: np.random.Generator) -> tuple[str, ...]:
-    """Distinct names of which none is contained in another (an answer could then not be told from its neighbour).
+def episode_of(query: Example, task: str, episodes: int) -> int:
+    """The number of the episode that a query of a task with so many episodes belongs to.
 
     Raises:
-        OptionError: there are not so many names of this kind.
+        DataError: the query is not one of this task's.
     """
-    names: list[str] = []
-    for _ in range(1000 * count):
-        if not isinstance(kind, str):
-            name = kind[int(rng.integers(len(kind)))]
-        elif kind == "letters":
-            name = random_letters(rng, int(rng.integers(1, 11)))
-        else:
-            name = invent_name(rng, seen=kind != "unseen")
-        if not any(name in other or other in name for other in names):
-            names.append(name)
-            if len(names) == count:
-                return tuple(names)
-    raise OptionError(f"names={kind!r}: {count} names of which none contains another could not be found")
-
-
-def digest(text: str) -> str:
-    """A short hash of a text, for the records of a run."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def listed(items: Sequence[str], most: int = 5) -> str:
-    """The items in one line, the end cut off if there are many."""
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
-
-
-def one_of(option: str, value: object, known: Sequence[str]) -> None:
-    """Complain about an option whose value is none of the known ones."""
-    if value not in known:
-        raise OptionError(f"{option}={value!r}: must be one of {', '.join(known)}")
+    index = query.metadata.get("episode")
+    if not isinstance(index, int) or not 0 <= index < episodes or query.id != episode_id(index):
+        raise DataError(f"{query.id!r} is no query of the task {task!r}", remedy="take it from task.queries")
+    return index

@@ -26,13 +26,12 @@ from kshot.data.splits import (
     files_of,
     join,
     no_collector,
-    one_of,
     read_records,
     record_id,
 )
 from kshot.data.task import tasks
 from kshot.episode import Example
-from kshot.errors import DataError
+from kshot.errors import DataError, one_of
 from kshot.prompt import Template
 
 Turns: TypeAlias = Literal["each", "first", "last"]

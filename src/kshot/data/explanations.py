@@ -22,11 +22,11 @@ from typing import Any, ClassVar
 
 from kshot.data.readers import PathLike, find_file, get, get_texts, index_by, read_json
 from kshot.data.sources import ImageRoot, LazyExamples
-from kshot.data.splits import CHAT, CHAT_STOP, SplitTask, Style, has_folder, one_of, read_records, unique_ids
+from kshot.data.splits import CHAT, CHAT_STOP, SplitTask, Style, has_folder, read_records, unique_ids
 from kshot.data.task import tasks
 from kshot.data.vqa import FOLDERS, VQAv2, read_annotations
 from kshot.episode import Example
-from kshot.errors import DataError
+from kshot.errors import DataError, one_of
 from kshot.prompt import Template
 
 PLAIN = Template(

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from kshot.data.concepts import LazySequence, generator
+from kshot.data.concepts import episode_id, episode_of
+from kshot.data.derived import LazySequence, generator
 from kshot.data.drawing.functions import (
     BASIC,
     FUNCTIONS,
@@ -23,7 +24,7 @@ from kshot.data.drawing.tiles import Board, draw_board
 from kshot.data.sources import as_template
 from kshot.data.task import Task, tasks
 from kshot.episode import Example
-from kshot.errors import DataError, OptionError, UnknownName
+from kshot.errors import OptionError, UnknownName
 from kshot.picture import DrawnPicture
 from kshot.prompt import Template
 
@@ -95,13 +96,11 @@ class Functions(Task):
         Raises:
             DataError: the query is not one of this task's.
         """
-        index = query.metadata.get("episode")
-        if not isinstance(index, int) or not 0 <= index < self.episodes or query.id != _id(index):
-            raise DataError(f"{query.id!r} is no query of the task {self.name!r}", remedy="take it from task.queries")
+        index = episode_of(query, self.name, self.episodes)
 
         def demonstration(number: int) -> Example:
             place = (self.seed, "demonstration", index, number)
-            return self._example(place, index, f"{_id(index)}#{number}", self.split, held_out=False)
+            return self._example(place, index, f"{episode_id(index)}#{number}", self.split, held_out=False)
 
         return LazySequence(self.pool_size, demonstration)
 
@@ -111,7 +110,7 @@ class Functions(Task):
 
     def _query(self, index: int) -> Example:
         place = (self.seed, "query", index)
-        return self._example(place, index, _id(index), self.split, held_out=self.held_out, episode=index)
+        return self._example(place, index, episode_id(index), self.split, held_out=self.held_out, episode=index)
 
     def _shared(self, number: int) -> Example:
         place = (self.seed, "shared", number)
@@ -155,7 +154,3 @@ def telling_board(function: str, place: tuple[int | str, ...], split: str, held_
         if good.any():
             board: Board = boards[good][0]
             return board
-
-
-def _id(index: int) -> str:
-    return f"episode-{index:05d}"

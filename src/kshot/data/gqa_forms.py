@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from kshot.data.boxes import picture_size, text_of, written
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.data.readers import get
-from kshot.data.splits import STATEMENT, one_of
-from kshot.errors import DataError
+from kshot.data.splits import STATEMENT
+from kshot.errors import DataError, one_of
 from kshot.picture import Picture
 
 QUESTIONS = ("q", "qb", "qbp")

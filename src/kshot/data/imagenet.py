@@ -6,25 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from kshot.data.concepts import (
-    Concept,
-    ConceptTask,
-    Draw,
-    LazySequence,
-    Names,
-    Style,
-    digest,
-    generator,
-    listed,
-    one_of,
-)
+from kshot.data.concepts import Concept, ConceptTask, Draw, Style
+from kshot.data.derived import LazySequence, digest, generator
 from kshot.data.imagenet_folder import image_base
 from kshot.data.imagenet_lists import HeldOutClass, build_test100, read_test100
+from kshot.data.naming import Names
 from kshot.data.readers import PathLike
 from kshot.data.sources import ImageRoot
 from kshot.data.task import Task, tasks
 from kshot.episode import Example
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError, OptionError, listed, one_of
 from kshot.prompt import Template
 
 ZeroShot = Literal["query", "names"]

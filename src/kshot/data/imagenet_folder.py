@@ -17,8 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kshot.data.concepts import listed
-from kshot.errors import DataError
+from kshot.errors import DataError, listed
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 

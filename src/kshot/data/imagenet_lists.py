@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
 
-from kshot.data.concepts import generator, listed
+from kshot.data.derived import generator
 from kshot.data.imagenet_folder import find_images, image_base
 from kshot.data.readers import PathLike, check_unique, describe_kind, get, get_texts, read_json_lines
 from kshot.data.sources import write_text
-from kshot.errors import DataError
+from kshot.errors import DataError, listed
 from kshot.metrics.common import fold
 
 

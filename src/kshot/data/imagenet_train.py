@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.data.imagenet_folder import find_in_kit, image_base
 from kshot.data.imagenet_lists import Neighbor, TrainClass
 from kshot.data.readers import PathLike, check_unique, read_text

@@ -15,12 +15,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from kshot.data.concepts import Concept, ConceptTask, Draw, Names, Style, digest, generator, listed
+from kshot.data.concepts import Concept, ConceptTask, Draw, Style
+from kshot.data.derived import digest, generator
+from kshot.data.naming import Names
 from kshot.data.readers import PathLike, get, get_texts, read_json_lines
 from kshot.data.sources import ImageRoot, exists, write_text
 from kshot.data.task import tasks
 from kshot.episode import Example
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError, OptionError, listed
 from kshot.metrics.common import fold
 from kshot.prompt import Template
 

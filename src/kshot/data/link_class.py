@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-from kshot.data.concepts import digest, listed
+from kshot.data.derived import digest
 from kshot.data.sources import ImageRoot
-from kshot.errors import DataError, UnknownName
+from kshot.errors import DataError, UnknownName, listed
 from kshot.metrics.common import fold
 from kshot.picture import ArchivePicture, FilePicture, Picture
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kshot.data.concepts import Concept, listed
+from kshot.data.concepts import Concept
 from kshot.data.folder import class_folders, class_names
 from kshot.data.imagenet_folder import image_base
 from kshot.data.imagenet_lists import TrainClass, TrainClasses, read_train900
@@ -25,7 +25,7 @@ from kshot.data.omniglot import read_characters
 from kshot.data.readers import PathLike
 from kshot.data.sources import ImageRoot
 from kshot.data.task import Task, tasks
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError, OptionError, listed
 from kshot.metrics.common import fold
 
 

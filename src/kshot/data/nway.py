@@ -6,8 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kshot.data.concepts import Concept, ConceptTask, Draw, digest, generator, listed
-from kshot.errors import DataError, OptionError
+from kshot.data.concepts import Concept, ConceptTask, Draw
+from kshot.data.derived import digest, generator
+from kshot.errors import DataError, OptionError, listed
 from kshot.metrics.common import fold
 
 

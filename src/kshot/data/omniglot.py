@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kshot.data.concepts import Concept, ConceptTask, Draw, Names, Style, generator, listed
+from kshot.data.concepts import Concept, ConceptTask, Draw, Style
+from kshot.data.derived import generator
+from kshot.data.naming import Names
 from kshot.data.nway import NWayTask
 from kshot.data.readers import PathLike
 from kshot.data.task import tasks
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError, OptionError, listed
 from kshot.picture import ArchivePicture, FilePicture, Picture, open_archive
 from kshot.prompt import Template
 

@@ -18,12 +18,12 @@ from typing import Any, ClassVar
 
 from kshot.data.box_task import BoxTask, Item, Kind, Pictures, answer_of
 from kshot.data.boxes import Box, Point, read_box, read_point
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.data.readers import PathLike, get
-from kshot.data.splits import CHAT, CHAT_STOP, Style, one_of, parse_stated, read_records, unique_ids
+from kshot.data.splits import CHAT, CHAT_STOP, Style, parse_stated, read_records, unique_ids
 from kshot.data.task import tasks
 from kshot.episode import Example
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError, OptionError, one_of
 from kshot.prompt import Template
 
 STATEMENT = "The answer is {} ."

@@ -14,10 +14,10 @@ from typing import ClassVar
 from kshot.data.choice import Benchmark, Support
 from kshot.data.readers import PathLike, find_file, get
 from kshot.data.sources import ImageRoot, LazyExamples, write_text
-from kshot.data.splits import CHAT, CHAT_STOP, Style, files_of, join, one_of, parse_stated, read_records, unique_ids
+from kshot.data.splits import CHAT, CHAT_STOP, Style, files_of, join, parse_stated, read_records, unique_ids
 from kshot.data.task import tasks
 from kshot.episode import Example
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError, OptionError, one_of
 from kshot.prompt import Template
 
 PLAIN = Template(

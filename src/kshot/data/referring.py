@@ -17,10 +17,10 @@ from kshot.data.boxes import Box, Point, from_square
 from kshot.data.readers import PathLike
 from kshot.data.referring_files import Phrase, read_phrases, refuse_pickle
 from kshot.data.sources import write_text
-from kshot.data.splits import CHAT, CHAT_STOP, Style, one_of, parse_stated
+from kshot.data.splits import CHAT, CHAT_STOP, Style, parse_stated
 from kshot.data.task import tasks
 from kshot.episode import Example
-from kshot.errors import DataError
+from kshot.errors import DataError, one_of
 from kshot.metrics.boxes import first_box
 from kshot.prompt import Template
 

@@ -14,13 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kshot.data.concepts import PLAIN, LazySequence, generator, make_names, one_of
+from kshot.data.concepts import PLAIN, episode_id, episode_of
+from kshot.data.derived import LazySequence, generator
 from kshot.data.drawing import SCENE_TASKS, Scene, is_held_out
+from kshot.data.naming import make_names
 from kshot.data.sources import as_template
 from kshot.data.task import Task, tasks
 from kshot.data.worlds import PIXELS, SPLITS
 from kshot.episode import Example
-from kshot.errors import DataError, OptionError
+from kshot.errors import OptionError, one_of
 from kshot.picture import DrawnPicture
 from kshot.prompt import Template
 
@@ -129,9 +131,7 @@ class Scenes(Task):
         Raises:
             DataError: the query is not one of this task's.
         """
-        index = query.metadata.get("episode")
-        if not isinstance(index, int) or not 0 <= index < self.episodes or query.id != _id(index):
-            raise DataError(f"{query.id!r} is no query of the task {self.name!r}", remedy="take it from task.queries")
+        index = episode_of(query, self.name, self.episodes)
         task, names = self._task(index), self._names(index)
         values = tuple(names)
 
@@ -140,7 +140,7 @@ class Scenes(Task):
             fixed = {task: values[number % len(values)]} if values else {}
             rng = generator(self.seed, "support", index, number)
             scene = draw_scene(rng, held_out=self.held_out == "all", fixed=fixed)
-            return self._example(scene, task, names, f"{_id(index)}#{number}", {"class": getattr(scene, task)})
+            return self._example(scene, task, names, f"{episode_id(index)}#{number}", {"class": getattr(scene, task)})
 
         return LazySequence(self.pool_size, demonstration)
 
@@ -167,7 +167,7 @@ class Scenes(Task):
         shown = [value for value in names if value in _possible(task, held_out)]
         fixed = {task: shown[rng.integers(len(shown))]} if names else {}
         scene = draw_scene(rng, held_out=held_out, fixed=fixed)
-        return self._example(scene, task, names, _id(index), {"category": task, "episode": index})
+        return self._example(scene, task, names, episode_id(index), {"category": task, "episode": index})
 
     def _names(self, index: int) -> dict[str, str]:
         """Value -> what it is called in this episode, in the order in which the names are offered; empty for words."""
@@ -234,10 +234,6 @@ def _pairs(held_out: bool, colour: str | None = None, shape: str | None = None) 
     """The pairs of colour and shape that are (or are not) held out, of a given colour or shape if there is one."""
     every = product(SCENE_TASKS["colour"], SCENE_TASKS["shape"])
     return tuple(p for p in every if is_held_out(*p) == held_out and colour in (None, p[0]) and shape in (None, p[1]))
-
-
-def _id(index: int) -> str:
-    return f"episode-{index:05d}"
 
 
 def _possible(task: str, held_out: bool) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from kshot.data.readers import PathLike, check_unique, describe_kind, find_file, read_json, read_json_lines
 from kshot.data.sources import FileTask, ImageRoot, LazyExamples
 from kshot.episode import Example
-from kshot.errors import DataError, KshotError, OptionError
+from kshot.errors import DataError, KshotError, OptionError, one_of
 from kshot.metrics.statements import final_answer
 from kshot.prompt import Template
 
@@ -284,17 +284,6 @@ def files_of(given: PathLike | Sequence[PathLike] | None) -> list[Path]:
     if given is None:
         return []
     return [Path(path) for path in given] if isinstance(given, (list, tuple)) else [Path(given)]  # type: ignore[arg-type]
-
-
-def one_of(option: str, value: str, known: Sequence[str]) -> str:
-    """The value, if it is one of the known ones.
-
-    Raises:
-        OptionError: it is not.
-    """
-    if value not in known:
-        raise OptionError(f"{option}={value!r}: must be one of {', '.join(known)}")
-    return value
 
 
 def after_turns(turns: Sequence[tuple[str, str]], question: str) -> str:

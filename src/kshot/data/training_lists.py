@@ -17,11 +17,11 @@ from kshot.data.class_similarity import (
     read_similarity,
     write_similarity,
 )
-from kshot.data.concepts import digest, listed
+from kshot.data.derived import digest
 from kshot.data.imagenet_lists import TrainClass
 from kshot.data.imagenet_train import ListedClass, build_train
 from kshot.data.sources import ImageRoot
-from kshot.errors import DataError
+from kshot.errors import DataError, listed
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 from kshot.data.boxes import Size, SquarePicture, picture_size
 from kshot.data.readers import PathLike, get, get_texts, read_json_lines
 from kshot.data.sources import ImageRoot, LazyExamples
-from kshot.data.splits import CHAT, CHAT_STOP, SplitTask, Style, one_of, parse_stated, unique_ids
+from kshot.data.splits import CHAT, CHAT_STOP, SplitTask, Style, parse_stated, unique_ids
 from kshot.data.task import tasks
 from kshot.data.vcr_text import LETTERS, MODES, Item, References, Turn, Writer, turns_of
 from kshot.episode import Example
-from kshot.errors import DataError
+from kshot.errors import DataError, one_of
 from kshot.picture import Picture
 from kshot.prompt import Template
 

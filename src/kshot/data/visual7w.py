@@ -17,13 +17,13 @@ from typing import Any
 
 from kshot.data.box_task import Item, Pictures
 from kshot.data.boxes import Box, Point, as_box, box_of_corner_and_size, read_box, read_point, text_of
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.data.point_qa import PointTask, text_field
 from kshot.data.readers import PathLike, check_unique, get, index_by, read_json
-from kshot.data.splits import Style, is_json_lines, one_of, read_records, unique_ids
+from kshot.data.splits import Style, is_json_lines, read_records, unique_ids
 from kshot.data.task import tasks
 from kshot.episode import Example
-from kshot.errors import DataError
+from kshot.errors import DataError, one_of
 from kshot.prompt import Template
 
 FORMATS = {"b": "box", "p": "point"}

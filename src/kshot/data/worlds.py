@@ -13,11 +13,13 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from kshot.data.concepts import Concept, LazySequence, Names, Style, one_of
+from kshot.data.concepts import Concept, Style
+from kshot.data.derived import LazySequence
 from kshot.data.drawing import draw_glyph
+from kshot.data.naming import Names
 from kshot.data.nway import NWayTask
 from kshot.data.task import tasks
-from kshot.errors import OptionError
+from kshot.errors import OptionError, one_of
 from kshot.picture import DrawnPicture, Picture
 from kshot.prompt import Template
 

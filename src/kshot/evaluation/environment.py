@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from kshot.data.derived import digest
 from kshot.episode import Example
 from kshot.evaluation.answering import Answering
 from kshot.evaluation.cells import Cell
@@ -70,11 +70,6 @@ def environment(model: Model | PictureModel) -> dict[str, Any]:
         "model": {k: v for k, v in model.describe().items() if k in CIRCUMSTANCES and k != "versions"},
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
-
-
-def digest(text: str) -> str:
-    """Short hash of a text."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _version(package: str) -> str | None:

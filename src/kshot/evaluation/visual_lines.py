@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.data.folder import EXTENSIONS
 from kshot.errors import DataError, OptionError
 from kshot.evaluation.runs import read_jsonl

@@ -24,7 +24,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.data.task import Task
 from kshot.episode import Episode, Example
 from kshot.errors import DataError, OptionError

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.episode import Episode
 from kshot.errors import OptionError
 from kshot.methods.activations import bar, forward_many

@@ -121,25 +121,36 @@ class ShiftLayer(nn.Module, BaseTunerLayer):
         return (None, None) if first is None else (first.device, first.dtype)
 
 
-class ResidualShiftLayer(ShiftLayer):
-    """Shifts the output of a module: a decoder layer, an MLP, an attention module, an embedding."""
+class HookedLayer(ShiftLayer):
+    """Acts through one hook on the place."""
 
     def __init__(self, place: Place):
         super().__init__(place)
         self._handle: Any = None
 
-    def shift(self, adapter: str, hidden: torch.Tensor) -> torch.Tensor:
-        """What one adapter makes of the output ``[batch, tokens, width]``; it must not be changed in place."""
+    def hook(self, module: nn.Module) -> Any:
+        """Register the hook; gives the handle by which it is removed."""
         raise NotImplementedError
 
     def attach(self, module: nn.Module) -> None:
         if self._handle is None:
-            self._handle = module.register_forward_hook(self._after)
+            self._handle = self.hook(module)
 
     def detach(self) -> None:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+
+class ResidualShiftLayer(HookedLayer):
+    """Shifts the output of a module: a decoder layer, an MLP, an attention module, an embedding."""
+
+    def shift(self, adapter: str, hidden: torch.Tensor) -> torch.Tensor:
+        """What one adapter makes of the output ``[batch, tokens, width]``; it must not be changed in place."""
+        raise NotImplementedError
+
+    def hook(self, module: nn.Module) -> Any:
+        return module.register_forward_hook(self._after)
 
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         acting = self.acting()

@@ -67,23 +67,11 @@ class MtvLayer(ReadingLayer):
     adapter_layer_names = ("mtv_output",)
     mtv_output: nn.ParameterDict
 
-    def __init__(self, place: Place):
-        super().__init__(place)
-        self._handle: Any = None
-
     def initial(self, config: MtvConfig, random: torch.Generator) -> Mapping[str, torch.Tensor]:
         return {"mtv_output": torch.zeros(self.heads, self.head_width)}
 
-    def attach(self, module: nn.Module) -> None:
-        if self._handle is None:
-            self._handle = module.register_forward_pre_hook(self._before)
-        self.listen()
-
-    def detach(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-        self.stop_listening()
+    def hook(self, module: nn.Module) -> Any:
+        return module.register_forward_pre_hook(self._before)
 
     def gate(self, adapter: str) -> torch.Tensor:
         """How much of each head's output is replaced, ``[heads, 1]``."""

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kshot.methods.layers import Place, ResidualShiftLayer, ShiftLayer
+from kshot.methods.layers import HookedLayer, Place, ResidualShiftLayer, ShiftLayer
 from kshot.methods.tuner import ShiftModel
 from kshot.models.anatomy import examine
 from kshot.models.prefix import progress
@@ -142,7 +142,7 @@ class Reading:
         self._known: dict[Any, torch.Tensor] = {}
 
 
-class ReadingLayer(ShiftLayer):
+class ReadingLayer(HookedLayer):
     """A layer that asks its :class:`Reading` where it has to act. The configuration has the cue as ``cue``."""
 
     def __init__(self, place: Place):
@@ -150,14 +150,14 @@ class ReadingLayer(ShiftLayer):
         self.reading: list[Reading] = []  # exactly one; in a list, because it belongs to the model and not to the layer
         self._listens = False
 
-    def listen(self) -> None:
-        """To be called by :meth:`attach`; once or more."""
+    def attach(self, module: nn.Module) -> None:
+        super().attach(module)
         if not self._listens:
             self.reading[0].take()
             self._listens = True
 
-    def stop_listening(self) -> None:
-        """To be called by :meth:`detach`."""
+    def detach(self) -> None:
+        super().detach()
         if self._listens:
             self.reading[0].release()
             self._listens = False
@@ -170,14 +170,6 @@ class ReadingLayer(ShiftLayer):
 
 class PromptEndLayer(ReadingLayer, ResidualShiftLayer):
     """Shifts the output of a module at the last prompt token."""
-
-    def attach(self, module: nn.Module) -> None:
-        super().attach(module)
-        self.listen()
-
-    def detach(self) -> None:
-        super().detach()
-        self.stop_listening()
 
     def shift(self, adapter: str, hidden: torch.Tensor) -> torch.Tensor:
         end = self.prompt_end(adapter, hidden)

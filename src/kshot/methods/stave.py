@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from kshot.methods.configuration import ShiftConfig
-from kshot.methods.layers import Place
 from kshot.methods.reading import ReadingLayer, ReadingModel, cue_list
 from kshot.methods.registration import register_method
 from kshot.models.anatomy import Anatomy
@@ -51,23 +50,11 @@ class StaveLayer(ReadingLayer):
     stave_cue: nn.ParameterDict
     stave_other: nn.ParameterDict
 
-    def __init__(self, place: Place):
-        super().__init__(place)
-        self._handle: Any = None
-
     def initial(self, config: StaveConfig, random: torch.Generator) -> Mapping[str, torch.Tensor]:
         return {"stave_cue": torch.zeros(self.width), "stave_other": torch.zeros(self.width)}
 
-    def attach(self, module: nn.Module) -> None:
-        if self._handle is None:
-            self._handle = module.register_forward_pre_hook(self._before, with_kwargs=True)
-        self.listen()
-
-    def detach(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-        self.stop_listening()
+    def hook(self, module: nn.Module) -> Any:
+        return module.register_forward_pre_hook(self._before, with_kwargs=True)
 
     def combine(self, adapter: str, parts: Sequence[tuple[str, float]]) -> None:
         for held in (self.stave_cue, self.stave_other):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.errors import OptionError
 
 TOP_K = 50

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kshot.data.concepts import digest
+from kshot.data.derived import digest
 from kshot.episode import Episode, Example
 from kshot.errors import DataError, ModelError, OptionError
 from kshot.models.anatomy import Anatomy, examine

@@ -15,12 +15,11 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from kshot.data.concepts import one_of
 from kshot.data.link_class import LinkClass
 from kshot.data.readers import PathLike
 from kshot.data.task import Task
 from kshot.episode import Episode, Example
-from kshot.errors import BadImage, OptionError
+from kshot.errors import BadImage, OptionError, one_of
 from kshot.models.base import PromptStyle
 from kshot.picture import Picture
 from kshot.training.items import TrainingItem, sources

@@ -12,14 +12,15 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from kshot.data.concepts import checked_names, digest, generator, listed, make_names, one_of
+from kshot.data.derived import digest, generator
 from kshot.data.link_class import LinkClass
 from kshot.data.link_classes import load_link_classes
+from kshot.data.naming import checked_names, make_names
 from kshot.data.readers import PathLike
 from kshot.data.sources import as_template
 from kshot.data.task import Task
 from kshot.episode import Episode, Example
-from kshot.errors import OptionError
+from kshot.errors import OptionError, listed, one_of
 from kshot.metrics.common import fold
 from kshot.models.base import PromptStyle
 from kshot.prompt import Template

@@ -13,10 +13,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from kshot.data.candidates import Contents
-from kshot.data.concepts import listed, one_of
 from kshot.data.link_class import LinkClass, LinkClasses
 from kshot.data.retrieval import random_order
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError, OptionError, listed, one_of
 from kshot.metrics.common import fold
 from kshot.picture import ArchivePicture, BytesPicture, FilePicture, Picture
 from kshot.training.shot_samplers import Shots

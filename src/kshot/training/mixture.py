@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.errors import OptionError
 from kshot.training.items import Source, TrainingItem
 

@@ -13,11 +13,12 @@ from typing import Any, get_args
 
 import numpy as np
 
-from kshot.data.concepts import make_names, one_of
 from kshot.data.link_class import LinkClass
+from kshot.data.naming import make_names
 from kshot.data.readers import PathLike
 from kshot.data.task import Task
 from kshot.episode import Episode, Example
+from kshot.errors import one_of
 from kshot.models.base import PromptStyle
 from kshot.training.items import TrainingItem, sources
 from kshot.training.link import ClassEpisodes, MadeUp, longest_of

@@ -9,12 +9,11 @@ from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
-from kshot.data.concepts import listed, one_of
 from kshot.data.demonstrations import shares_support
 from kshot.data.retrieval import Order, Retriever, check_shots, generator, load_retriever
 from kshot.data.task import Task, load_task
 from kshot.episode import Episode, Example
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError, OptionError, listed, one_of
 from kshot.models.base import PromptStyle
 from kshot.training.items import Source, TrainingItem, sources
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.errors import DataError, OptionError
 from kshot.training.vq_settings import VQLine, VQSettings
 from kshot.training.vq_steps import VQSteps, seeded

@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.training.vq_settings import VQLine, VQSettings
 from kshot.visual.tokenizer import VisualTokenizer
 

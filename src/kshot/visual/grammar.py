@@ -30,7 +30,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from kshot.data.concepts import LazySequence
+from kshot.data.derived import LazySequence
 from kshot.errors import DataError, OptionError, UnknownName
 from kshot.visual.sentence_types import Draw, OnBad, Sentence, SentenceType, Slot, regrouped, sentences
 from kshot.visual.sources import OTHER_FILE, Found, Record

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.errors import ContextTooLong, OptionError
 from kshot.picture import Picture
 from kshot.registry import Registry
