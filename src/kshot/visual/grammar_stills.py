@@ -132,7 +132,7 @@ class MadePairs(ShotSentences):
 @sentences.register("colorization")
 @dataclass(frozen=True, kw_only=True)
 class Colorization(MadePairs):
-    """``grey1 colour1 grey2 colour2 ...``: grey is 0.2989 R + 0.5870 G + 0.1140 B."""
+    """``grey1 colour1 grey2 colour2 ...``: grey is 0.2989 R + 0.5870 G + 0.1140 B of the picture once it is square."""
 
     name: ClassVar[str] = "colorization"
 

@@ -13,11 +13,14 @@ different resamplers. Here both take the same way.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from kshot.errors import OptionError
+from kshot.picture import Picture
 
 ResizeRule = Literal["squash", "crop", "pad"]
 FILTER = Image.Resampling.BICUBIC
@@ -36,6 +39,14 @@ class Frame:
 
     source: tuple[float, float, float, float]
     target: tuple[int, int, int, int]
+
+
+@runtime_checkable
+class MadeOnSquare(Protocol):
+    """A picture that is derived from another one after that was made square, and whose values need not be whole levels."""
+
+    def on_square(self, size: int, rule: ResizeRule) -> NDArray[np.float32]:
+        """(size, size, 3) values in [0, 1]."""
 
 
 def checked_rule(rule: str) -> ResizeRule:
@@ -77,3 +88,19 @@ def square(image: Image.Image, size: int, rule: ResizeRule) -> Image.Image:
     canvas = Image.new("RGB", (size, size), BACKGROUND)
     canvas.paste(drawn, (left, top))
     return canvas
+
+
+def squared(picture: Picture, size: int, rule: ResizeRule) -> NDArray[Any]:
+    """What a tokenizer is shown of a picture: (size, size, 3), uint8 levels; or float32 in [0, 1] if it is made on the square.
+
+    Raises:
+        BadImage: a picture that cannot be decoded.
+    """
+    if isinstance(picture, MadeOnSquare):
+        return picture.on_square(size, rule)
+    return np.array(square(picture.load(), size, rule))
+
+
+def scaled(levels: NDArray[Any]) -> NDArray[np.float32]:
+    """Levels 0 to 255 as float32 in [0, 1]; values that are so already are given back as they are."""
+    return levels.astype(np.float32) / np.float32(255.0) if levels.dtype == np.uint8 else levels

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from kshot.picture import DerivedPicture, Picture
-from kshot.visual.resize import ResizeRule, square
+from kshot.visual.resize import ResizeRule, scaled, square, squared
 
 GREY = (0.2989, 0.5870, 0.1140)
 """Weights of red, green and blue in a grey picture."""
@@ -46,7 +47,21 @@ class MadePicture(DerivedPicture):
 
 
 class GreyPicture(MadePicture):
-    """A picture without its colours: 0.2989 R + 0.5870 G + 0.1140 B in all three channels, rounded."""
+    """A picture without its colours: 0.2989 R + 0.5870 G + 0.1140 B in all three channels.
+
+    To a tokenizer it is made grey after it was made square, and its values are not rounded, as in the LVM's
+    ``tokenize_colorization_dataset_muse.py``; to look at (:meth:`load`) they are whole levels, at the picture's own size.
+    """
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        # Tokens kept from when pictures were made grey first and square then are others: the digest must not find them.
+        return ("on the square",)
+
+    def on_square(self, size: int, rule: ResizeRule) -> NDArray[np.float32]:
+        """(size, size, 3) values in [0, 1]; see the class."""
+        grey = np.dot(scaled(squared(self.source, size, rule)), GREY).astype(np.float32)
+        return np.repeat(grey[:, :, None], 3, axis=2)
 
     def derive(self, image: Image.Image) -> Image.Image:
         grey = np.rint(np.asarray(image, np.float64) @ np.array(GREY)).astype(np.uint8)

@@ -130,41 +130,41 @@ class Bench:
         tokenizer = self.opened()
         found = np.zeros((len(places), tokenizer.tokens), np.uint16)
         problems: dict[int, str] = {}
-        rows: list[int] = []
-        squares: list[NDArray[np.uint8]] = []
+        # Levels and values go through the network apart: a GPU scales levels by itself, and rounds otherwise.
+        waiting: dict[Any, list[tuple[int, NDArray[Any]]]] = {}
 
-        def flush() -> None:
-            if rows:
-                found[rows] = self._encoded(tokenizer, squares)
-            progress(len(rows))
-            rows.clear()
-            squares.clear()
+        def flush(held: list[tuple[int, NDArray[Any]]]) -> None:
+            found[[row for row, _ in held]] = self._encoded(tokenizer, [square for _, square in held])
+            progress(len(held))
+            held.clear()
 
         for row, square in enumerate(self._squares(places)):
             if isinstance(square, DataError):
                 problems[row] = problem_of(square)
                 progress(1)
                 continue
-            rows.append(row)
-            squares.append(square)
-            if len(rows) == self.batch_size:
-                flush()
-        flush()
+            held = waiting.setdefault(square.dtype, [])
+            held.append((row, square))
+            if len(held) == self.batch_size:
+                flush(held)
+        for held in waiting.values():
+            if held:
+                flush(held)
         return Outcome(found.tobytes(), json.dumps({"problems": problems}))
 
-    def _squares(self, places: Sequence[tuple[int, int]]) -> Iterator[NDArray[np.uint8] | DataError]:
+    def _squares(self, places: Sequence[tuple[int, int]]) -> Iterator[NDArray[Any] | DataError]:
         """The pictures as the network takes them, decoded by several threads."""
-        from kshot.visual.resize import square
+        from kshot.visual.resize import squared
 
         tokenizer = self.opened()
 
-        def prepare(place: tuple[int, int]) -> NDArray[np.uint8] | DataError:
+        def prepare(place: tuple[int, int]) -> NDArray[Any] | DataError:
             sentence, which = place
             try:
-                image = self.plan[sentence].pictures[which].load()
+                shown = squared(self.plan[sentence].pictures[which], tokenizer.size, tokenizer.resize)
             except DataError as error:
                 return error
-            return np.array(square(image, tokenizer.size, tokenizer.resize)).transpose(2, 0, 1)
+            return shown.transpose(2, 0, 1)
 
         if self.threads == 1:
             yield from map(prepare, places)
@@ -172,7 +172,7 @@ class Bench:
         with ThreadPoolExecutor(self.threads) as pool:
             yield from pool.map(prepare, places)
 
-    def _encoded(self, tokenizer: VisualTokenizer, squares: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint16]:
+    def _encoded(self, tokenizer: VisualTokenizer, squares: Sequence[NDArray[Any]]) -> NDArray[np.uint16]:
         import torch
 
         missing = self.batch_size - len(squares)

@@ -16,7 +16,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from kshot.errors import DataError, ModelError, OptionError
 from kshot.picture import PictureLike, as_picture
 from kshot.visual.precision import checked_precision, computing_in
-from kshot.visual.resize import ResizeRule, checked_rule, square
+from kshot.visual.resize import ResizeRule, checked_rule, scaled, squared
 from kshot.visual.vq_files import read_config, read_vq, replace, write_vq, writing
 
 SETTINGS = "visual_tokenizer.json"
@@ -162,8 +161,8 @@ class VisualTokenizer:
         """
         found = torch.empty(len(pictures), 3, self.size, self.size)
         for row, picture in enumerate(pictures):
-            image = square(as_picture(picture).load(), self.size, self.resize)
-            found[row] = torch.from_numpy(np.array(image, dtype=np.float32) / 255.0).permute(2, 0, 1)
+            values = scaled(squared(as_picture(picture), self.size, self.resize))
+            found[row] = torch.from_numpy(values).permute(2, 0, 1)
         return found
 
     @torch.no_grad()
