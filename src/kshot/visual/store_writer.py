@@ -1,8 +1,7 @@
 """Writing token stores, shard by shard, so that a run that was stopped carries on behind the last finished shard.
 
-While it is being written, a store's folder holds ``unfinished/plan.json`` (what is being written: a folder with another plan is
-refused) and for every finished shard ``unfinished/shard-00000.json``. Both go when ``store.json`` takes its place. All files are
-written under another name and renamed; the same sentences give the same bytes.
+While it is being written, a store's folder holds ``unfinished`` (see :mod:`kshot.visual.store_begun`), which goes when ``store.json``
+takes its place. All files are written under another name and renamed; the same sentences give the same bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from kshot.data.sources import write_text
 from kshot.errors import CannotWrite, DataError, OptionError
 from kshot.version import __version__
 from kshot.visual.store import TokenStore, file_digest
+from kshot.visual.store_begun import PLAN, Begun
 from kshot.visual.store_record import (
     FORMAT,
     RECORD,
@@ -39,27 +39,28 @@ from kshot.visual.store_record import (
     write_record,
 )
 
-UNFINISHED = "unfinished"
 SHARD_SENTENCES = 4096
 """Sentences a shard, where nothing else is said: of 4,096 tokens, 32 MB."""
 PACKAGES = ("torch", "diffusers", "numpy", "pillow", "pyarrow", "av")
 
 
 class StoreWriter:
-    """A token store that is being written.
+    """A token store that is being written; in a ``with`` block by this process alone, and a block that fails before anything was
+    made leaves nothing.
 
     Args:
         folder: of the store; made if absent.
         tokenizer: what makes the tokens.
-        plan: all else that determines the contents, as JSON; kept in ``store.json`` under ``"grammar"``. A store that was begun with
-            another plan or tokenizer is not carried on.
+        plan: all else that determines the contents, as JSON; kept in ``store.json`` under ``"grammar"``. A finished store of another
+            plan or tokenizer is refused; of an unfinished one only the tokens of single pictures are kept.
         shard_sentences: sentences a shard, before any are left out.
 
     Attributes:
         complete: the store is finished already, with this very plan; there is nothing to write.
 
     Raises:
-        OptionError: the folder holds something else.
+        OptionError: the folder holds something else, or another process is writing it.
+        CannotWrite: no space, no permission.
     """
 
     def __init__(
@@ -76,13 +77,38 @@ class StoreWriter:
         self._plan = json.loads(
             json.dumps({"tokenizer": asdict(tokenizer), "grammar": plan, "shard_sentences": shard_sentences})
         )
-        self.unfinished = self.folder / UNFINISHED
+        self.begun = Begun(self.folder)
+        self.unfinished = self.begun.folder
         self.complete = (self.folder / RECORD).exists()
         if self.complete:
             record = TokenStore(self.folder).record
             self._refuse_other({name: record.get(name) for name in self._plan})
+            self.begun.clear()
         else:
             self._begin()
+
+    def __enter__(self) -> StoreWriter:
+        if not self.complete:
+            self.begun.hold()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is not None and not self.complete:
+            self.begun.withdraw()
+        self.begun.release()
+
+    def begin_again(self) -> None:
+        """Make an unfinished store of a finished one, to be written anew.
+
+        Raises:
+            OptionError: another process is doing that.
+        """
+        self.begun.hold()
+        write_record(self.unfinished / PLAN, self._plan)  # first: a folder with neither record nor plan is no store
+        (self.folder / RECORD).unlink()
+        self.complete = False
+        (self.folder / SKIPPED).unlink(missing_ok=True)
+        self.begun.drop_shards()
 
     def has(self, number: int) -> bool:
         """Whether a shard is finished."""
@@ -150,6 +176,8 @@ class StoreWriter:
         if skipped:
             lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in skipped)
             write_text(self.folder / SKIPPED, "".join(lines))
+        else:
+            (self.folder / SKIPPED).unlink(missing_ok=True)
         sizes = self.tokenizer
         write_record(
             self.folder / RECORD,
@@ -172,13 +200,7 @@ class StoreWriter:
         return TokenStore(self.folder)
 
     def _begin(self) -> None:
-        file = self.unfinished / "plan.json"
-        if file.exists():
-            self._refuse_other(read_json(file))
-        elif self.folder.is_file() or (self.folder.is_dir() and any(self.folder.iterdir())):
-            raise OptionError(f"{self.folder} exists and is no token store: choose another --out, or remove it")
-        else:
-            write_record(file, self._plan)
+        self.begun.start(self._plan)
         for left in self.folder.glob(".shard-*"):  # of a run that was killed
             left.unlink(missing_ok=True)
 

@@ -132,33 +132,33 @@ def tokenize_sentences(
     record = TokenizerRecord.of(opened)
     for one in plans:
         _check(one, record, context)
-    writer = StoreWriter(out, record, plan.describe(), shard_sentences=shard_sentences)
-    if writer.complete:
-        return Tokenized.before(TokenStore(writer.folder))
-    alone = workers == 1 and ray is None
-    if alone:
-        placed: VisualTokenizer | str = opened
-    elif isinstance(tokenizer, (str, Path)):
-        placed = str(Path(tokenizer).expanduser().absolute())
-    else:
-        placed = str((writer.unfinished / "tokenizer").absolute())
-        opened.save_pretrained(placed)
-    bench = Bench(
-        plan,
-        placed,
-        opened.precision,
-        opened.device.type,
-        batch_size,
-        usual_threads(workers) if threads is None else threads,
-    )
-    return Run(plan, writer, bench, workers, ray, _parts_folder(writer, cache)).run(opened.device.type)
+    with StoreWriter(out, record, plan.describe(), shard_sentences=shard_sentences) as writer:
+        if writer.complete:
+            return Tokenized.before(TokenStore(writer.folder))
+        alone = workers == 1 and ray is None
+        if alone:
+            placed: VisualTokenizer | str = opened
+        elif isinstance(tokenizer, (str, Path)):
+            placed = str(Path(tokenizer).expanduser().absolute())
+        else:
+            placed = str((writer.unfinished / "tokenizer").absolute())
+            opened.save_pretrained(placed)
+        bench = Bench(
+            plan,
+            placed,
+            opened.precision,
+            opened.device.type,
+            batch_size,
+            usual_threads(workers) if threads is None else threads,
+        )
+        return Run(plan, writer, bench, workers, ray, _parts_folder(writer, cache)).run(opened.device.type)
 
 
 def _parts_folder(writer: StoreWriter, cache: str | None) -> Path:
-    if cache is None:
-        return writer.unfinished / "tokens"
+    """Each tokenizer has its own, so that no other plan or precision finds what is not meant for it."""
     record = writer.tokenizer
-    return Path(cache).expanduser() / "tokens" / f"{record.fingerprint}-{record.precision}"
+    place = writer.unfinished if cache is None else Path(cache).expanduser()
+    return place / "tokens" / f"{record.fingerprint}-{record.precision}"
 
 
 def _check(plan: Sequence[Sentence], record: TokenizerRecord, context: int | None) -> None:

@@ -125,15 +125,15 @@ def import_lines(
         "roles": named,
         "on_bad": on_bad,
     }
-    writer = StoreWriter(out, record, plan, shard_sentences=shard_sentences)
-    if writer.complete:
-        return writer.folder
-    skipped: list[dict[str, Any]] = []
-    sentences = _sentences(files, record, type, named, skipped if on_bad == "list" else None)
-    shards = writer.extend(sentences)
-    if not shards:
-        raise DataError("no lines with tokens" + (f": {skipped[0]['problem']}" if skipped else ""), file=source)
-    return writer.finish(shards, skipped=skipped).folder
+    with StoreWriter(out, record, plan, shard_sentences=shard_sentences) as writer:
+        if writer.complete:
+            return writer.folder
+        skipped: list[dict[str, Any]] = []
+        sentences = _sentences(files, record, type, named, skipped if on_bad == "list" else None)
+        shards = writer.extend(sentences)
+        if not shards:
+            raise DataError("no lines with tokens" + (f": {skipped[0]['problem']}" if skipped else ""), file=source)
+        return writer.finish(shards, skipped=skipped).folder
 
 
 def export_lines(source: str | os.PathLike[str], *, out: str) -> Path:
