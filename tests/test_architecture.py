@@ -13,7 +13,7 @@ import kshot
 
 ROOT = Path(kshot.__file__).parent
 FLOORS = (
-    ("version", "errors", "registry", "picture", "episode", "prompt", "chat", "peft_hook"),
+    ("version", "errors", "whole_file", "registry", "picture", "episode", "prompt", "chat", "peft_hook"),
     ("metrics",),
     ("data",),
     ("visual",),

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kshot.data.readers import PathLike, check_unique, find_file, get, index_by, read_json, read_text
-from kshot.data.sources import FileTask, ImageRoot, LazyExamples, write_text
+from kshot.data.sources import FileTask, ImageRoot, LazyExamples
 from kshot.data.task import tasks
 from kshot.episode import Example
 from kshot.errors import DataError, OptionError
 from kshot.prompt import Template
+from kshot.whole_file import write_text
 
 TEMPLATE = Template(
     demonstration="<image>Caption:{answer}",

@@ -14,12 +14,13 @@ from typing import Any, ClassVar, TypeAlias
 from kshot.data.folder import EXTENSIONS
 from kshot.data.jsonl import read_examples
 from kshot.data.readers import PathLike, check_unique, find_file, get, read_json, read_text
-from kshot.data.sources import FileTask, ImageRoot, LazyExamples, LeaveOneOut, write_text
+from kshot.data.sources import FileTask, ImageRoot, LazyExamples, LeaveOneOut
 from kshot.data.task import Task, tasks
 from kshot.episode import Example
 from kshot.errors import DataError, OptionError
 from kshot.picture import FilePicture
 from kshot.prompt import Template
+from kshot.whole_file import write_text
 
 Support: TypeAlias = "PathLike | Task | None"
 

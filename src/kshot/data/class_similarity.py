@@ -8,7 +8,6 @@ intervals as neighbours are wanted, and one class is drawn from each, so that ne
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from kshot.data.readers import PathLike
 from kshot.errors import BadImage, DataError, OptionError, listed
 from kshot.metrics.common import fold
 from kshot.picture import Picture
+from kshot.whole_file import whole_file
 
 if TYPE_CHECKING:
     from kshot.data.embedding_store import EmbeddingStore
@@ -213,20 +213,14 @@ def write_similarity(
         keys: of the classes, in the order of the rows.
         made_from: a digest of everything that the matrix depends on; see :func:`read_similarity`.
     """
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     tensors = {"similarity": similarity, "text": features.text, "image": features.image}
     told = {
         "made_from": made_from,
         "classes": json.dumps(list(keys)),
         "skipped": json.dumps(dict(features.skipped)),
     }
-    try:
+    with whole_file(file) as temporary:
         save_file({k: np.ascontiguousarray(v, np.float64) for k, v in tensors.items()}, temporary, metadata=told)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_similarity(file: PathLike, *, made_from: str) -> StoredSimilarity | None:

@@ -23,13 +23,14 @@ from kshot.data.clevr_program import (
     run_program,
 )
 from kshot.data.readers import PathLike, get
-from kshot.data.sources import ImageRoot, LazyExamples, write_text
+from kshot.data.sources import ImageRoot, LazyExamples
 from kshot.data.splits import CHAT, CHAT_STOP, STATEMENT, SplitTask, Style, parse_stated, read_records, unique_ids
 from kshot.data.task import tasks
 from kshot.episode import Example
 from kshot.errors import DataError, OptionError, one_of
 from kshot.picture import Picture
 from kshot.prompt import Template
+from kshot.whole_file import write_text
 
 PLAIN = Template(
     demonstration="<image>Question:{question} Short answer:{answer}.",

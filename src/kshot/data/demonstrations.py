@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from kshot.data.retrieval import Order, Retriever, check_shots, load_retriever
 from kshot.data.task import Task
 from kshot.episode import Episode, Example
 from kshot.errors import DataError, OptionError
+from kshot.whole_file import whole_file
 
 FORMAT = "kshot choices, version 1"
 
@@ -68,22 +68,15 @@ class Choices(Mapping[str, tuple[str, ...]]):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, one line a query; the file is there in full or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write('{\n"format": ' + json.dumps(FORMAT) + ",\n")
-                file.write('"header": ' + _json(self.header) + ",\n")
-                file.write('"passed_over": ' + _json(self.passed_over) + ",\n")
-                file.write('"choices": {')
-                for number, (query, ids) in enumerate(self.ids.items()):
-                    shown = [list(pair) for pair in zip(self.places[query], ids, strict=True)]
-                    file.write((",\n" if number else "\n") + f"{_json(query)}: {_json(shown)}")
-                file.write("\n}\n}\n")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.write('{\n"format": ' + json.dumps(FORMAT) + ",\n")
+            file.write('"header": ' + _json(self.header) + ",\n")
+            file.write('"passed_over": ' + _json(self.passed_over) + ",\n")
+            file.write('"choices": {')
+            for number, (query, ids) in enumerate(self.ids.items()):
+                shown = [list(pair) for pair in zip(self.places[query], ids, strict=True)]
+                file.write((",\n" if number else "\n") + f"{_json(query)}: {_json(shown)}")
+            file.write("\n}\n}\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Choices:

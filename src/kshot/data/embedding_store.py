@@ -25,6 +25,7 @@ from kshot.data.candidates import Contents
 from kshot.data.embeddings import Embedder, Vectors
 from kshot.errors import BadImage
 from kshot.picture import DrawnPicture, Picture
+from kshot.whole_file import whole_file
 
 T = TypeVar("T")
 
@@ -133,19 +134,14 @@ class EmbeddingStore:
 
 def write_shard(folder: Path, vectors: dict[str, Vectors]) -> Path:
     """Write vectors by digest as a new shard."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {
         "digests": np.stack([np.frombuffer(bytes.fromhex(key), np.uint8) for key in vectors]),
         "vectors": np.stack(list(vectors.values())).astype(np.float32),
     }
-    name = uuid.uuid4().hex
-    temporary = folder / f".{name}.tmp"
-    try:
+    path = folder / f"{uuid.uuid4().hex}.safetensors"
+    with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata={"checksum": _checksum(tensors)})
-        os.replace(temporary, folder / f"{name}.safetensors")
-    finally:
-        temporary.unlink(missing_ok=True)
-    return folder / f"{name}.safetensors"
+    return path
 
 
 def read_shards(folder: Path) -> dict[str, Vectors]:

@@ -16,13 +16,14 @@ from typing import Any, ClassVar
 from kshot.data.boxes import SquarePicture
 from kshot.data.gqa_forms import answer_text, check_fields, needs_scenes, question_text, split_version, writes_boxes
 from kshot.data.readers import PathLike, get, read_json, read_json_lines
-from kshot.data.sources import ImageRoot, LazyExamples, write_text
+from kshot.data.sources import ImageRoot, LazyExamples
 from kshot.data.splits import CHAT, CHAT_STOP, SplitTask, Style, parse_stated, read_records, unique_ids
 from kshot.data.task import tasks
 from kshot.episode import Example
 from kshot.errors import DataError, KshotError, OptionError, one_of
 from kshot.picture import Picture
 from kshot.prompt import Template
+from kshot.whole_file import write_text
 
 PLAIN = Template(
     demonstration="<image>Question:{question} Short answer:{answer}.",

@@ -19,9 +19,9 @@ from typing import Any
 from kshot.data.derived import generator
 from kshot.data.imagenet_folder import find_images, image_base
 from kshot.data.readers import PathLike, check_unique, describe_kind, get, get_texts, read_json_lines
-from kshot.data.sources import write_text
 from kshot.errors import DataError, listed
 from kshot.metrics.common import fold
+from kshot.whole_file import write_text
 
 
 @dataclass(frozen=True)

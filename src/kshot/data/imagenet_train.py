@@ -15,8 +15,8 @@ from kshot.data.derived import generator
 from kshot.data.imagenet_folder import find_in_kit, image_base
 from kshot.data.imagenet_lists import Neighbor, TrainClass
 from kshot.data.readers import PathLike, check_unique, read_text
-from kshot.data.sources import write_text
 from kshot.errors import DataError
+from kshot.whole_file import write_text
 
 CLASS_MAP = "map_clsloc.txt"
 """File of ILSVRC's development kit: wnid, class id and name of each class."""

@@ -19,12 +19,13 @@ from kshot.data.concepts import Concept, ConceptTask, Draw, Style
 from kshot.data.derived import digest, generator
 from kshot.data.naming import Names
 from kshot.data.readers import PathLike, get, get_texts, read_json_lines
-from kshot.data.sources import ImageRoot, exists, write_text
+from kshot.data.sources import ImageRoot, exists
 from kshot.data.task import tasks
 from kshot.episode import Example
 from kshot.errors import DataError, OptionError, listed
 from kshot.metrics.common import fold
 from kshot.prompt import Template
+from kshot.whole_file import write_text
 
 NEGATIVE_NAMES = {"cactihog": "hedgehog", "cctovac": "octopus", "icemic": "ice cream", "airstone": "stone"}
 """What the known relative of the published example concepts is called; the folders do not say it."""

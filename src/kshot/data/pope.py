@@ -13,12 +13,13 @@ from typing import ClassVar
 
 from kshot.data.choice import Benchmark, Support
 from kshot.data.readers import PathLike, find_file, get
-from kshot.data.sources import ImageRoot, LazyExamples, write_text
+from kshot.data.sources import ImageRoot, LazyExamples
 from kshot.data.splits import CHAT, CHAT_STOP, Style, files_of, join, parse_stated, read_records, unique_ids
 from kshot.data.task import tasks
 from kshot.episode import Example
 from kshot.errors import DataError, OptionError, one_of
 from kshot.prompt import Template
+from kshot.whole_file import write_text
 
 PLAIN = Template(
     demonstration="<image>Question:{question} Answer:{answer}",

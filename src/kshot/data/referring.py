@@ -16,13 +16,13 @@ from kshot.data.box_task import BoxTask, Item, Kind, Pictures
 from kshot.data.boxes import Box, Point, from_square
 from kshot.data.readers import PathLike
 from kshot.data.referring_files import Phrase, read_phrases, refuse_pickle
-from kshot.data.sources import write_text
 from kshot.data.splits import CHAT, CHAT_STOP, Style, parse_stated
 from kshot.data.task import tasks
 from kshot.episode import Example
 from kshot.errors import DataError, one_of
 from kshot.metrics.boxes import first_box
 from kshot.prompt import Template
+from kshot.whole_file import write_text
 
 DATASETS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "vg": ""}
 """The data sets, and whose splits the published files hold."""

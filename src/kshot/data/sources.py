@@ -207,15 +207,3 @@ def as_template(template: Template | Mapping[str, Any] | None, default: Template
     if unknown:
         raise OptionError(f"template has no field {sorted(unknown)[0]!r}; its fields are: {', '.join(fields)}")
     return Template(**(fields | dict(template)))
-
-
-def write_text(path: PathLike, text: str) -> None:
-    """Write a file under a temporary name, then rename it: it is there in full or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

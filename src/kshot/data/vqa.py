@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kshot.data.readers import PathLike, find_file, get, index_by, read_json
-from kshot.data.sources import FileTask, ImageRoot, LazyExamples, write_text
+from kshot.data.sources import FileTask, ImageRoot, LazyExamples
 from kshot.data.task import tasks
 from kshot.episode import Example
 from kshot.errors import DataError, KshotError, OptionError
 from kshot.prompt import Template
+from kshot.whole_file import write_text
 
 TEMPLATE = Template(
     demonstration="<image>Question:{question} Short answer:{answer}.",

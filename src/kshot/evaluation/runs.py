@@ -22,12 +22,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from kshot.errors import DataError, OptionError
+from kshot.whole_file import whole_file
 
 Rows = list[dict[str, Any]]
 
@@ -173,18 +173,10 @@ def encode(text: str) -> bytes:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that it is there in full or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -238,9 +230,3 @@ def read_jsonl(path: Path) -> Rows:
 def _plain(data: Any) -> Any:
     """As it will be read back (tuples become lists, keys become strings)."""
     return json.loads(json.dumps(data))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

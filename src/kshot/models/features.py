@@ -16,7 +16,6 @@ import inspect
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from safetensors.torch import save_file
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from kshot.models.memory import BudgetedCache, CacheStatistics, model_state, tensor_bytes
+from kshot.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -227,8 +227,6 @@ class FeatureCache:
         return features
 
     def _write(self, digest: str, features: ImageFeatures) -> None:
-        path = self.path(digest)
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"states": features.states}
         tensors |= {f"deepstack.{i}": tensor for i, tensor in enumerate(features.deepstack)}
         tensors |= {f"inputs.{name}": tensor for name, tensor in features.inputs.items()}
@@ -238,15 +236,8 @@ class FeatureCache:
             "expansion": json.dumps(features.expansion),
             "deepstack": str(len(features.deepstack)),
         }
-        # Several processes may write the same entry; each writes its own file and the last rename wins.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        os.close(handle)
-        try:
+        with whole_file(self.path(digest)) as temporary:
             save_file(tensors, temporary, metadata=meta)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
 
 
 def weight_hash(modules: Sequence[torch.nn.Module]) -> str:

@@ -35,6 +35,7 @@ from kshot.training.held_out import EpochChoice
 from kshot.training.run import run, training_arguments
 from kshot.training.teacher_cache import TeacherCache
 from kshot.training.trainer import writing
+from kshot.whole_file import write_text
 
 
 class SeedRun:
@@ -88,10 +89,7 @@ class SeedRun:
             if int(os.environ.get("RANK", "0")) == 0:
                 with writing(folder, "free some space; the same command goes on"):
                     save_adapter(made, folder / "adapter", self.vlm.source or self.vlm.name)
-                    temporary = record.with_suffix(".tmp")
-                    text = json.dumps({"config": config, "figures": figures}, indent=1, default=str)
-                    temporary.write_text(text, encoding="utf-8")
-                    temporary.replace(record)
+                    write_text(record, json.dumps({"config": config, "figures": figures}, indent=1, default=str))
             return figures
         finally:
             remove_adapter(self.vlm, made)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from kshot.training.trainer import writing
+from kshot.whole_file import whole_file, write_text
 
 FIGURES = "epochs.json"
 EXAMINATIONS = 15
@@ -69,11 +70,9 @@ class EpochChoice(TrainerCallback):
         with writing(self.folder, "free some space; the same command goes on"):
             if self.best == name:
                 held = {key: tensor.detach().cpu().contiguous() for key, tensor in self.state().items()}
-                save_file(held, self.folder / "best.tmp", metadata={"epoch": name})
-                (self.folder / "best.tmp").replace(self.path(name))
-            temporary = self.folder / "epochs.tmp"
-            temporary.write_text(json.dumps(self.figures, indent=1), encoding="utf-8")
-            temporary.replace(self.folder / FIGURES)
+                with whole_file(self.path(name)) as temporary:
+                    save_file(held, temporary, metadata={"epoch": name})
+            write_text(self.folder / FIGURES, json.dumps(self.figures, indent=1))
 
     def path(self, epoch: str) -> Path:
         """The adapter's parameters after an epoch that was the best of all before."""

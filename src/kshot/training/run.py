@@ -23,6 +23,7 @@ from transformers import TrainerCallback, TrainingArguments
 from kshot.errors import OptionError, UnknownName
 from kshot.training.objective import Objective
 from kshot.training.trainer import KshotTrainer, complete_checkpoints, resume_point, write_log, writing
+from kshot.whole_file import write_text
 
 HARMLESS = (
     *("logging_steps", "logging_strategy", "logging_first_step", "log_level", "report_to", "run_name", "disable_tqdm"),
@@ -272,9 +273,7 @@ def _check_record(path: Path, record: Mapping[str, Any], *, leads: bool) -> None
                 "folder to begin anew, or name another with work"
             )
     elif leads:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, json.dumps(record, indent=1))
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from kshot.episode import Episode
 from kshot.errors import CannotWrite, ModelError
 from kshot.picture import Picture
 from kshot.prompt import Template
+from kshot.whole_file import whole_file, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +93,7 @@ class TeacherCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
             if held is None:
-                _replace(
-                    path, lambda temporary: Path(temporary).write_text(json.dumps(record, indent=1), encoding="utf-8")
-                )
+                write_text(path, json.dumps(record, indent=1))
         except ValueError:
             raise ModelError(f"{path} is damaged: remove the folder, or name another teacher cache") from None
         except OSError as error:
@@ -141,8 +139,8 @@ class TeacherCache:
         path = self.path(key)
         held = {name: tensor.contiguous() for name, tensor in signals.tensors().items() if tensor is not None}
         try:
-            path.parent.mkdir(exist_ok=True)
-            _replace(path, lambda temporary: save_file(held, temporary))
+            with whole_file(path) as temporary:
+                save_file(held, temporary)
         except (OSError, SafetensorError) as error:
             raise CannotWrite(path, str(error), "free some space, or go on without teacher_cache") from error
 
@@ -183,17 +181,6 @@ def prompt_digest(episode: Episode, template: Template, style: str) -> str:
         written = (example.question, answer, example.choices, [picture.digest for picture in example.images])
         hasher.update(repr(written).encode() + b"\0")
     return hasher.hexdigest()
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write under another name, then rename; processes may write the same file at once."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _size(count: int) -> str:

@@ -26,6 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from kshot.errors import CannotWrite, ModelError
 from kshot.training.objective import Objective
+from kshot.whole_file import write_text
 
 COMPLETE = "complete"
 """Name of the empty file that is written last into a checkpoint."""
@@ -274,9 +275,7 @@ def write_log(trainer: Trainer, path: Path) -> None:
     if not trainer.args.should_save:
         return
     lines = [json.dumps(entry) for entry in trainer.state.log_history]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "\n".join(lines) + "\n")
 
 
 @contextmanager

@@ -28,7 +28,8 @@ from kshot.errors import DataError, OptionError
 from kshot.training.vq_settings import VQLine, VQSettings
 from kshot.training.vq_steps import VQSteps, seeded
 from kshot.visual.tokenizer import VisualTokenizer
-from kshot.visual.vq_files import build, replace, writing
+from kshot.visual.vq_files import build, writing
+from kshot.whole_file import write_text
 
 PictureSource = torch.Tensor | Callable[[int], torch.Tensor]
 LOG = "vq_training.jsonl"
@@ -131,7 +132,7 @@ def train_vq(
         tokenizer.save_pretrained(place)
         text = "".join(json.dumps(asdict(line)) + "\n" for line in log)
         with writing(place):
-            replace(place / LOG, lambda path: path.write_text(text, encoding="utf-8"))
+            write_text(place / LOG, text)
     return VQTraining(VisualTokenizer(vq, resize=resize), tuple(log))
 
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kshot.data.readers import describe_kind, read_json
-from kshot.data.sources import write_text
 from kshot.errors import DataError, OptionError
+from kshot.whole_file import write_text
 
 FORMAT = "kshot token store"
 VERSION = 1

@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 
 from kshot.data.readers import read_json
-from kshot.data.sources import write_text
 from kshot.errors import CannotWrite, DataError, OptionError
 from kshot.version import __version__
 from kshot.visual.store import TokenStore, file_digest
@@ -38,6 +37,7 @@ from kshot.visual.store_record import (
     TokenizerRecord,
     write_record,
 )
+from kshot.whole_file import write_text
 
 SHARD_SENTENCES = 4096
 """Sentences a shard, where nothing else is said: of 4,096 tokens, 32 MB."""

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from kshot.data.sources import write_text
 from kshot.errors import DataError
 from kshot.visual.store import StoredSentence, TokenStore
 from kshot.visual.store_writer import StoreWriter
@@ -27,6 +26,7 @@ from kshot.visual.tokenize_parts import DIGEST, Digests, TokenParts, group, writ
 from kshot.visual.tokenize_plans import Joined
 from kshot.visual.tokenize_units import Bench, Outcome, as_digests, digest_unit, token_unit
 from kshot.visual.tokenize_workers import Outcomes, work_here, work_in_processes, work_on_ray
+from kshot.whole_file import write_text
 
 DIGEST_PICTURES = 4096
 """Pictures of a unit of digests, about."""

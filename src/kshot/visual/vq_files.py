@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kshot.errors import CannotWrite, MissingExtra, ModelError
+from kshot.whole_file import whole_file
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 PICKLED = ("diffusion_pytorch_model.bin", "pytorch_model.bin")
@@ -154,12 +154,8 @@ def write_vq(vq: Any, folder: Path) -> None:
 
 def replace(path: Path, write: Any) -> None:
     """Have ``write`` make a file under another name in the same folder, then give it its own."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
