@@ -20,7 +20,8 @@ from kshot.errors import DataError, ModelError, OptionError
 from kshot.picture import PictureLike
 from kshot.version import __version__
 from kshot.visual.tokenizer import BATCH, VisualTokenizer
-from kshot.visual.vq_files import CONFIG, replace, writing
+from kshot.visual.vq_files import CONFIG, writing
+from kshot.whole_file import write_text
 
 PROCESSOR, FOLDER = "visual_processor.json", "vq"
 FORMAT = 1
@@ -119,7 +120,7 @@ class VisualSentenceProcessor:
         }
         text = json.dumps(record, indent=2) + "\n"
         with writing(place):
-            replace(place / PROCESSOR, lambda path: path.write_text(text, encoding="utf-8"))
+            write_text(place / PROCESSOR, text)
 
     def __call__(
         self,

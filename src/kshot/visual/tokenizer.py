@@ -20,11 +20,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from kshot.errors import DataError, ModelError, OptionError
+from kshot.errors import ModelError, OptionError
 from kshot.picture import PictureLike, as_picture
 from kshot.visual.precision import checked_precision, computing_in
 from kshot.visual.resize import ResizeRule, checked_rule, scaled, squared
-from kshot.visual.vq_files import read_config, read_vq, replace, write_vq, writing
+from kshot.visual.tokenizer_input import check_pixels, checked_ids
+from kshot.visual.vq_files import read_config, read_vq, write_vq, writing
+from kshot.whole_file import write_text
 
 SETTINGS = "visual_tokenizer.json"
 LVM_WIDTHS, LVM_SIZE, DEFAULT_SAMPLE = (128, 256, 256, 512, 768), 256, 32
@@ -119,7 +121,7 @@ class VisualTokenizer:
         write_vq(self.vq, place)
         text = json.dumps({"size": self.size, "resize": self.resize}, indent=2) + "\n"
         with writing(place):
-            replace(place / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
+            write_text(place / SETTINGS, text)
 
     @property
     def device(self) -> torch.device:
@@ -181,7 +183,7 @@ class VisualTokenizer:
             BadImage: a picture that cannot be decoded.
         """
         if isinstance(pictures, torch.Tensor):
-            self._check_pixels(pictures)
+            check_pixels(pictures, self.size)
         found = torch.empty(len(pictures), self.tokens, dtype=torch.int64)
         for first, last in _batches(len(pictures), batch_size, "encoding"):
             part = pictures[first:last]
@@ -204,7 +206,7 @@ class VisualTokenizer:
         Raises:
             DataError: not so many tokens, a grid that is no such square, or tokens that the codebook does not have.
         """
-        flat = self._check_ids(ids)
+        flat = checked_ids(ids, self.grid, self.codes)
         found = torch.empty(len(flat), 3, self.size, self.size)
         for first, last in _batches(len(flat), batch_size, "decoding"):
             with self._computing():
@@ -269,40 +271,6 @@ class VisualTokenizer:
         spatial = latents if self.vq.config.norm_type == "spatial" else None
         found: torch.Tensor = self._part("decoder")(self._part("post_quant_conv")(latents), spatial)
         return found
-
-    def _check_pixels(self, pixels: torch.Tensor) -> None:
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, self.size, self.size):
-            raise DataError(
-                f"pixels of shape {list(pixels.shape)}, not [pictures, 3, {self.size}, {self.size}]",
-                remedy="pictures of any size go through VisualTokenizer.pixels",
-            )
-        if pixels.dtype == torch.uint8 or not len(pixels):
-            return
-        if not pixels.is_floating_point():
-            raise DataError(f"pixels of type {pixels.dtype}", remedy="give float in [0, 1], or uint8")
-        least, most = float(pixels.amin()), float(pixels.amax())
-        if not (least >= 0 and most <= 1):  # also where they are not numbers
-            raise DataError(
-                f"pixels between {least:g} and {most:g}, not in [0, 1]", remedy="no mean and deviation here"
-            )
-
-    def _check_ids(self, ids: torch.Tensor) -> torch.Tensor:
-        found = torch.as_tensor(ids)
-        if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-            raise DataError(f"tokens of type {found.dtype}, not integers")
-        square_of = f"a picture is {self.tokens} tokens, a square of {self.grid} x {self.grid}"
-        if found.ndim == 3 and tuple(found.shape[1:]) != (self.grid, self.grid):
-            raise DataError(f"tokens in a grid of {found.shape[1]} x {found.shape[2]}: {square_of}")
-        if found.ndim not in (2, 3) or (found.ndim == 2 and found.shape[1] != self.tokens):
-            raise DataError(f"tokens of shape {list(found.shape)}: {square_of}")
-        flat = found.reshape(len(found), self.tokens).to(torch.int64)
-        outside = ((flat < 0) | (flat >= self.codes)).nonzero()
-        if len(outside):
-            row, place = outside[0].tolist()
-            raise DataError(
-                f"token {int(flat[row, place])} at place {place} of picture {row}: the codebook has 0 to {self.codes - 1}"
-            )
-        return flat
 
     def _config(self) -> dict[str, Any]:
         return {name: value for name, value in dict(self.vq.config).items() if not name.startswith("_")}

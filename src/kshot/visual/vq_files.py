@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kshot.errors import CannotWrite, MissingExtra, ModelError
-from kshot.whole_file import whole_file
+from kshot.whole_file import whole_file, write_text
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 PICKLED = ("diffusion_pytorch_model.bin", "pytorch_model.bin")
@@ -147,15 +147,9 @@ def write_vq(vq: Any, folder: Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in vq.state_dict().items()}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        replace(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
-        text = vq.to_json_string()
-        replace(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def replace(path: Path, write: Any) -> None:
-    """Have ``write`` make a file under another name in the same folder, then give it its own."""
-    with whole_file(path) as temporary:
-        write(temporary)
+        with whole_file(folder / WEIGHTS) as temporary:
+            save_file(weights, temporary, metadata={"format": "pt"})
+        write_text(folder / CONFIG, vq.to_json_string())
 
 
 @contextlib.contextmanager
