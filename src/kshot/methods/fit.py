@@ -5,7 +5,7 @@ adapter of PEFT, which is saved, loaded, switched off and unloaded like a traine
 
     model = fit_method(vlm, "task_vector", load_task("vqav2", ...), shots=8, samples=64)
     vlm.answer(episodes)                      # with the task vector
-    model.save_pretrained("my_task_vector")
+    model.save_pretrained("my_task_vector", save_embedding_layers=False)
     with model.disable_adapter():
         vlm.answer(episodes)                  # without
 
