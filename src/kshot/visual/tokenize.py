@@ -9,7 +9,8 @@ Three steps, each of which carries on where a stopped run left it:
 
 What a shard holds depends on the sentences and the tokenizer alone, so one process, many and a cluster write the same bytes.
 Pictures that cannot be read are listed in ``skipped.jsonl``, and nothing is put in their place: the sentences are laid out anew
-without the records that they belong to.
+without the records that they belong to. The same command again looks at them once more, and makes the store anew if some were put
+right.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from kshot.errors import ContextTooLong, OptionError
 from kshot.visual.grammar import Sentence, sentences_of
 from kshot.visual.store import TokenizerRecord, TokenStore
 from kshot.visual.store_writer import SHARD_SENTENCES, StoreWriter
+from kshot.visual.tokenize_again import put_right
 from kshot.visual.tokenize_plans import Joined
 from kshot.visual.tokenize_run import Run, Tokenized
 from kshot.visual.tokenize_units import Bench, load_tokenizer
@@ -133,6 +135,8 @@ def tokenize_sentences(
     for one in plans:
         _check(one, record, context)
     with StoreWriter(out, record, plan.describe(), shard_sentences=shard_sentences) as writer:
+        if writer.complete and put_right(plan, writer.folder):
+            writer.begin_again()
         if writer.complete:
             return Tokenized.before(TokenStore(writer.folder))
         alone = workers == 1 and ray is None

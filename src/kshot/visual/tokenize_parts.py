@@ -1,6 +1,7 @@
 """Tokens by the content of pictures, on disk: what a run has tokenized so far, or several runs with the same tokenizer.
 
-A *part* is an Arrow file of some hundred pictures: the digest of each, its tokens, or why it could not be decoded; and a checksum.
+A *part* is an Arrow file of some hundred pictures: the digest of each, its tokens, and a checksum. Pictures that could not be decoded
+are not kept: whoever meets them again tries again.
 Parts are written under another name, renamed, and never changed, so that any number of processes may share a folder.
 """
 
@@ -12,7 +13,6 @@ import os
 import uuid
 import warnings
 from bisect import bisect_right
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +28,18 @@ DIGEST = 16
 Digests = NDArray[np.uint8]
 
 
-def write_part(folder: Path, digests: Digests, tokens: Tokens, problems: Mapping[int, str]) -> None:
+def write_part(folder: Path, digests: Digests, tokens: Tokens) -> None:
     """Write what was made of some pictures.
 
     Args:
         folder: of the parts; made if absent.
         digests: (pictures, 16).
-        tokens: (pictures, tokens of one); those of undecodable pictures mean nothing.
-        problems: why a picture, by its row, could not be decoded.
+        tokens: (pictures, tokens of one).
 
     Raises:
         CannotWrite: no space, no permission.
     """
-    told = json.dumps({str(row): problem for row, problem in problems.items()})
+    told = "{}"
     schema = _schema(tokens.shape[1]).with_metadata(
         {"checksum": _checksum(digests, tokens, told.encode()), "problems": told}
     )
@@ -75,24 +74,21 @@ class TokenParts:
 
     Attributes:
         digests: (rows, 16), of the rows of all parts one behind the other.
-        problems: why rows could not be decoded.
     """
 
     def __init__(self, folder: Path, width: int):
         self._tokens: list[Tokens] = []
         self._starts = [0]
-        self.problems: dict[int, str] = {}
         digests = [np.empty((0, DIGEST), np.uint8)]
         for path in sorted(folder.glob("*.arrow")):
             try:
-                own, tokens, problems = _read(path, width)
+                own, tokens = _read(path, width)
             except (pa.ArrowException, OSError, ValueError, KeyError) as error:
                 warnings.warn(f"damaged file of tokens {path} is deleted and made again: {error}", stacklevel=2)
                 path.unlink(missing_ok=True)
                 continue
             digests.append(own)
             self._tokens.append(tokens)
-            self.problems |= {self._starts[-1] + row: problem for row, problem in problems.items()}
             self._starts.append(self._starts[-1] + len(own))
         self.digests: Digests = np.concatenate(digests)
 
@@ -129,7 +125,7 @@ def _schema(width: int) -> pa.Schema:
     return pa.schema([pa.field("digest", pa.binary(DIGEST)), pa.field("tokens", pa.list_(pa.uint16(), width))])
 
 
-def _read(path: Path, width: int) -> tuple[Digests, Tokens, dict[int, str]]:
+def _read(path: Path, width: int) -> tuple[Digests, Tokens]:
     table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     if not table.schema.equals(_schema(width)) or table["digest"].num_chunks != 1:
         raise ValueError("other columns")
@@ -139,7 +135,10 @@ def _read(path: Path, width: int) -> tuple[Digests, Tokens, dict[int, str]]:
     told = table.schema.metadata[b"problems"]
     if table.schema.metadata[b"checksum"].decode() != _checksum(digests, tokens, told):
         raise ValueError("wrong checksum")
-    return digests, tokens, {int(row): str(problem) for row, problem in json.loads(told).items()}
+    bad = [
+        int(row) for row in json.loads(told)
+    ]  # in files of kshot 0.1's first days: pictures that could not be decoded
+    return (np.delete(digests, bad, 0), np.delete(tokens, bad, 0)) if bad else (digests, tokens)
 
 
 def _checksum(digests: Digests, tokens: Tokens, told: bytes) -> str:

@@ -3,11 +3,14 @@
 Where pictures turn out to be bad, the sentences are laid out anew without the records that they belong to, so that the good
 pictures beside them are not lost; then the steps are taken again, which tokenizes only what is new. Plans that know no records lose
 the sentence.
+
+What was bad is not kept from run to run: the files may have been put right since, so they are looked at again.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -22,9 +25,10 @@ from tqdm import tqdm
 from kshot.errors import DataError
 from kshot.visual.store import StoredSentence, TokenStore
 from kshot.visual.store_writer import StoreWriter
+from kshot.visual.tokenize_layout import Layout, sentence_of
 from kshot.visual.tokenize_parts import DIGEST, Digests, TokenParts, group, write_part
 from kshot.visual.tokenize_plans import Joined
-from kshot.visual.tokenize_units import Bench, Outcome, as_digests, digest_unit, token_unit
+from kshot.visual.tokenize_units import Bench, Outcome, as_digests, digest_unit, stamp_of, token_unit
 from kshot.visual.tokenize_workers import Outcomes, work_here, work_in_processes, work_on_ray
 from kshot.whole_file import write_text
 
@@ -87,39 +91,6 @@ class Tokenized:
         return Text(str(self))
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The pictures of all sentences, one behind the other, and where their tokens are.
-
-    Attributes:
-        ends: (sentences,) the place behind each sentence's last picture.
-        rows: (places,) the row of each picture's tokens, -1 where it could not even be read.
-        usable: (places,) whether there are such tokens.
-        parts: holds the rows.
-        unread: name and problem of the pictures that could not be read, by their place.
-        distinct: number of different pictures.
-    """
-
-    ends: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    usable: NDArray[np.bool_]
-    parts: TokenParts
-    unread: Mapping[int, tuple[str, str]]
-    distinct: int
-
-    @property
-    def whole(self) -> NDArray[np.bool_]:
-        """(sentences,) whether all pictures are usable."""
-        return np.logical_and.reduceat(self.usable, np.concatenate([[0], self.ends[:-1]]))
-
-    def bad(self) -> Iterator[tuple[int, int, str]]:
-        """Sentence, place in it, and problem of every picture that cannot be used."""
-        for place in np.flatnonzero(~self.usable).tolist():
-            sentence, within = _sentence_of(self.ends, place)
-            unread = self.unread.get(place)
-            yield sentence, within, unread[1] if unread else self.parts.problems[int(self.rows[place])]
-
-
 @dataclass
 class Run:
     """The steps.
@@ -143,6 +114,10 @@ class Run:
     seconds: float = 0.0
     _bad: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Lines about bad pictures whose records were left out."""
+    _undecodable: dict[bytes, str] = field(default_factory=dict)
+    """Problems of pictures that this run could not decode, by digest."""
+    _without: list[tuple[int, str]] = field(default_factory=list)
+    """The records that were left out."""
 
     def run(self, device: str) -> Tokenized:
         """Take all steps that are not yet taken.
@@ -151,10 +126,11 @@ class Run:
             DataError: nothing is left.
         """
         sources, wanted = self.plan.skipped, len(self.plan)
-        for attempt in range(len(self.plan) + 1):
-            layout = self._laid_out(attempt)
+        for _ in range(len(self.plan) + 1):
+            layout = self._laid_out()
             if not self._leave_out(layout):
                 break
+        self.writer.begun.laid_out(f"{layout.fingerprint}-{self._left}")
         self._write(layout)
         skipped = [{"source": name, "problem": problem} for name, problem in sources]
         skipped += [*self._bad.values(), *self._left_out(layout)]
@@ -171,11 +147,16 @@ class Run:
             store, len(layout.rows), layout.distinct, self.tokenized, self.seconds, len(skipped), wanted - kept
         )
 
-    def _laid_out(self, attempt: int) -> Layout:
-        counts, digests, unread = self._digested(attempt)
+    @property
+    def _left(self) -> str:
+        """A name for the plan as it is now: which records are left out of it."""
+        return hashlib.blake2b(json.dumps(sorted(self._without)).encode(), digest_size=8).hexdigest()
+
+    def _laid_out(self) -> Layout:
+        counts, digests, problems = self._digested()
         ends = np.cumsum(counts)
         readable = np.ones(len(digests), bool)
-        readable[list(unread)] = False
+        readable[list(problems)] = False
         places = np.flatnonzero(readable)
         groups, firsts = group(digests[places])
         distinct = digests[places[firsts]]
@@ -185,8 +166,9 @@ class Run:
         parts = TokenParts(self.parts, self.writer.tokenizer.tokens_per_image)
         rows = np.full(len(digests), -1)
         rows[places] = _rows(parts.digests, distinct)[groups]
-        usable = (rows >= 0) & ~np.isin(rows, np.array(list(parts.problems), np.int64))
-        return Layout(ends, rows, usable, parts, unread, len(distinct))
+        for place in places[rows[places] < 0].tolist():
+            problems[place] = self._undecodable[digests[place].tobytes()]
+        return Layout(ends, rows, parts, problems, len(distinct))
 
     def _leave_out(self, layout: Layout) -> bool:
         """Lay the plan out without the records of bad pictures; whether there were any."""
@@ -198,6 +180,7 @@ class Run:
                 records.setdefault(record, f"{name}: {problem}")
                 self._bad.setdefault(name, {"picture": name, "problem": problem, "record": record[1]})
         if records:
+            self._without += records
             self.plan = self.plan.without(records)
             self.bench = replace(self.bench, plan=self.plan)
         return bool(records)
@@ -213,13 +196,20 @@ class Run:
                 line["sentences"].append(sentence.id)
         return list(lines.values())
 
-    def _digested(self, attempt: int) -> tuple[NDArray[np.int64], Digests, dict[int, tuple[str, str]]]:
-        """The number of pictures of each sentence; (places, 16) the digests; name and problem of what cannot be read, by place."""
+    def _digested(self) -> tuple[NDArray[np.int64], Digests, dict[int, str]]:
+        """The number of pictures of each sentence; (places, 16) the digests; the problem of what cannot be read, by place."""
         usual = len(self.plan[0].pictures)
         size = max(1, DIGEST_PICTURES // max(1, usual))
         starts = range(0, len(self.plan), size)
-        files = [self.writer.unfinished / f"digests-{attempt}-{number:06d}.json" for number in range(len(starts))]
-        held = {number: found for number, path in enumerate(files) if (found := _read(path)) is not None}
+        files = [self.writer.unfinished / f"digests-{self._left}-{number:06d}.json" for number in range(len(starts))]
+        held = {}
+        for number, start in enumerate(starts):
+            found = _read(files[number])
+            # A unit with a picture that could not be read, or whose files were changed since, is done again.
+            if found is None or found["problems"]:
+                continue
+            if found.get("stamp") == stamp_of(self.plan, range(start, min(start + size, len(self.plan)))):
+                held[number] = found
         units = {
             number: digest_unit(start, min(start + size, len(self.plan)))
             for number, start in enumerate(starts)
@@ -233,32 +223,38 @@ class Run:
             held[number] = told
         counts: list[int] = []
         data = bytearray()
-        unread: dict[int, tuple[str, str]] = {}
+        unread: dict[int, str] = {}
         for number in range(len(starts)):
             before = len(data) // DIGEST
             counts += held[number]["counts"]
             data += base64.b64decode(held[number]["digests"])
-            for place, (name, problem) in held[number]["problems"].items():
-                unread[before + int(place)] = (name, problem)
+            for place, (_, problem) in held[number]["problems"].items():
+                unread[before + int(place)] = problem
         if 0 in counts:
             raise DataError(f"sentence {self.plan[counts.index(0)].id!r} has no pictures")
         return np.array(counts), as_digests(bytes(data)), unread
 
     def _tokenize(self, distinct: Digests, firsts: NDArray[np.int64], ends: NDArray[np.int64]) -> int:
-        """Tokenize the distinct pictures that are in no part; returns their number."""
+        """Tokenize the distinct pictures that are in no part; returns the number of those that could be decoded."""
         width = self.writer.tokenizer.tokens_per_image
         missing = np.flatnonzero(_rows(TokenParts(self.parts, width).digests, distinct) < 0)
+        if self._undecodable:
+            tried = [distinct[place].tobytes() in self._undecodable for place in missing]
+            missing = missing[~np.array(tried, bool)]
+        before = len(self._undecodable)
         size = self._unit_size(len(missing))
         units, members = {}, {}
         for number, start in enumerate(range(0, len(missing), size)):
             members[number] = missing[start : start + size]
-            units[number] = token_unit(_sentence_of(ends, place) for place in firsts[members[number]].tolist())
+            units[number] = token_unit(sentence_of(ends, place) for place in firsts[members[number]].tolist())
         for number, outcome in self._work(units, "tokenizing", len(missing)):
             told = outcome.read()
             tokens = np.frombuffer(outcome.data, np.uint16).reshape(-1, width)
-            problems = {int(row): str(problem) for row, problem in told["problems"].items()}
-            write_part(self.parts, distinct[members[number]], tokens, problems)
-        return len(missing)
+            own, bad = distinct[members[number]], [int(row) for row in told["problems"]]
+            self._undecodable |= {own[row].tobytes(): told["problems"][str(row)] for row in bad}
+            if len(bad) < len(own):
+                write_part(self.parts, np.delete(own, bad, 0), np.delete(tokens, bad, 0))
+        return len(missing) - (len(self._undecodable) - before)
 
     def _unit_size(self, pictures: int) -> int:
         """Some units for every worker, each of whole batches."""
@@ -293,12 +289,6 @@ class Run:
                 own = layout.rows[layout.ends[number] - len(sentence.pictures) : layout.ends[number]]
                 tokens = np.concatenate([layout.parts.tokens(int(row)) for row in own])
                 yield StoredSentence(tokens, sentence.id, sentence.type, sentence.roles)
-
-
-def _sentence_of(ends: NDArray[np.int64], place: int) -> tuple[int, int]:
-    """Sentence and place in it of a picture by its place among all."""
-    sentence = int(np.searchsorted(ends, place, side="right"))
-    return sentence, place - (int(ends[sentence - 1]) if sentence else 0)
 
 
 def _rows(known: Digests, wanted: Digests) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ size; so every batch has the same size, and the last one is filled up.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,8 +41,8 @@ class Outcome:
 
     Attributes:
         data: digests (pictures x 16 bytes), or tokens (pictures x tokens, uint16).
-        told: JSON: ``counts`` of pictures a sentence (digests only), ``problems`` by picture, ``error`` if the whole unit failed for a
-            reason that the user has to put right.
+        told: JSON: ``counts`` of pictures a sentence and the ``stamp`` of their files (digests only), ``problems`` by picture,
+            ``error`` if the whole unit failed for a reason that the user has to put right.
     """
 
     data: bytes
@@ -103,6 +104,9 @@ class Bench:
 
     def _digests(self, sentences: range, progress: Progress) -> Outcome:
         found, counts, problems = bytearray(), [], {}
+        stamp = stamp_of(
+            self.plan, sentences
+        )  # before the files are read: one that changes meanwhile will be looked at again
         for number in sentences:
             sentence = self.plan[number]
             counts.append(len(sentence.pictures))
@@ -113,7 +117,7 @@ class Bench:
                     problems[len(found) // DIGEST] = [picture.name, problem_of(error)]
                     found += bytes(DIGEST)
             progress(len(sentence.pictures))
-        return Outcome(bytes(found), json.dumps({"counts": counts, "problems": problems}))
+        return Outcome(bytes(found), json.dumps({"counts": counts, "problems": problems, "stamp": stamp}))
 
     def _digest(self, picture: Picture) -> bytes:
         origin = picture.origin if isinstance(picture, DerivedPicture) else picture
@@ -201,6 +205,28 @@ def load_tokenizer(
     if (Path(folder).expanduser() / PROCESSOR).is_file():
         return VisualSentenceProcessor.from_pretrained(folder, precision=precision, device=device).tokenizer
     return VisualTokenizer.from_pretrained(folder, precision=precision, device=device)
+
+
+def stamp_of(plan: Sequence[Sentence], sentences: range) -> str:
+    """Hash of size and times of the files that sentences show: another one if a file was changed, put right or taken away."""
+    hasher = hashlib.blake2b(digest_size=16)
+    seen: dict[str, bytes] = {}
+    for number in sentences:
+        for picture in plan[number].pictures:
+            origin = picture.origin if isinstance(picture, DerivedPicture) else picture
+            place = getattr(origin, "path", None) or getattr(origin, "archive", None)
+            if place is None:
+                continue
+            known = seen.get(name := str(place))
+            if known is None:
+                try:
+                    told = os.stat(name)
+                    known = f"{told.st_size} {told.st_mtime_ns} {told.st_ctime_ns}".encode()
+                except OSError:
+                    known = b"gone"
+                seen[name] = known
+            hasher.update(known + b"\0")
+    return hasher.hexdigest()
 
 
 def problem_of(error: DataError) -> str:
