@@ -309,6 +309,10 @@ def test_what_is_wrong_is_named(tmp_path):
 
     refused(OptionError, "--heads", heads=None)
     refused(OptionError, "cannot be divided", heads=5)
+    refused(OptionError, "--heads 0", heads=0)
+    refused(OptionError, "--context 0", context=0)
+    refused(OptionError, "--codes 0", codes=0)
+    refused(OptionError, "shard_size is inf", shard_size=float("inf"))
     refused(ModelError, "vocabulary of 21", codes=None)
     refused(ModelError, "no room", codes=CODES + 3)
     refused(OptionError, "unknown dtype", dtype="int8")

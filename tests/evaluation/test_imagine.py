@@ -229,6 +229,39 @@ def test_what_is_asked_must_be_clear(tmp_path, model, pictures):
         imagine("tiny", out=str(tmp_path / "out"), prompt=pictures[:2])
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("batch_size", "0"),
+        ("candidates", "0"),
+        ("frames", "-1"),
+        ("group", "0"),
+        ("slide", "0"),
+        ("shots", "0"),
+        ("max_examples", "-2"),
+        ("top_k", "-1"),
+        ("top_p", "0"),
+        ("temperature", "-0.5"),
+    ],
+)
+def test_counts_that_cannot_be_are_refused_before_anything_is_loaded(tmp_path, capsys, option, value):
+    """0 is not "as usual": a batch size of 0 once meant the default."""
+    words = ["imagine", "--model", str(tmp_path / "no-model"), "--prompt", "a.png", "--out", str(tmp_path / "out")]
+    assert main([*words, f"--{option}", value]) == 2
+    said = capsys.readouterr().err
+    assert option in said
+    assert value in said
+    assert "no-model" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_batch_size_of_a_model_is_0(model, pictures):
+    with pytest.raises(OptionError, match="batch_size=0"):
+        model.imagine([pictures[:2]], batch_size=0)
+    with pytest.raises(OptionError, match="batch_size=0"):
+        model.nll([pictures[:2]], [pictures[2:3]], batch_size=0)
+
+
 def test_sheets():
     rows = [[noise(0), noise(1, 4)], [noise(2), noise(3)]]
     found = np.asarray(sheet(rows))

@@ -152,6 +152,17 @@ def test_bad_input(tmp_path, model, pictures):
         perplexity(model, data=data, windows=0)
 
 
+@pytest.mark.parametrize("command", ["perplexity", "calibrate"])
+@pytest.mark.parametrize(
+    ("option", "value"), [("batch_size", "0"), ("windows", "0"), ("max_stride", "0"), ("max_examples", "-1")]
+)
+def test_counts_that_cannot_be_are_refused_first(tmp_path, data, capsys, command, option, value):
+    words = [command, "--model", str(tmp_path / "no-model"), "--data", str(data), "--out", str(tmp_path / "out")]
+    assert main([*words, f"--{option}", value]) == 2
+    assert f"{option}={value}: must be" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_calibrate_measures_all_four(tmp_path, model, data):
     found = calibrate(model, data=data, out=str(tmp_path / "calibration.json"))
     assert {(c.bos, c.rope_table_dtype) for c in found.combinations} == {

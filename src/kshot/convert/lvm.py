@@ -7,6 +7,7 @@ one by one, so that memory for the largest of them suffices, and compared with t
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -72,8 +73,11 @@ def convert_lvm(
     check_free(target)
     check_rope_table(rope_table_dtype)
     kind = _kind(dtype)
-    if not shard_size > 0:
+    if not 0 < shard_size < math.inf:
         raise OptionError(f"shard_size is {shard_size}: give a number of gigabytes above 0")
+    for name, number in (("codes", codes), ("context", context)):
+        if number is not None and number < 1:
+            raise OptionError(f"--{name} {number}: must be 1 or more")
     visual = None if tokenizer is None else _tokenizer(Path(tokenizer).expanduser())
     with ExitStack() as stack:
         held = open_source(source, stack, heads=heads)
@@ -214,7 +218,7 @@ def _config(source: Source, codes: int, context: int | None, table: RopeTable) -
     """The new configuration, and what was put right in it."""
     if source.config is None:
         made = shaped_config(
-            source.shape, codes, vocabulary=source.vocabulary, context=context or CONTEXT, rope_table_dtype=table,
+            source.shape, codes, vocabulary=source.vocabulary, context=CONTEXT if context is None else context, rope_table_dtype=table,
             num_key_value_heads=source.kv_heads, architectures=["LlamaForCausalLM"],
         )  # fmt: skip
         return made, ()
@@ -227,7 +231,7 @@ def _config(source: Source, codes: int, context: int | None, table: RopeTable) -
         )
     for name, number in ids.items():
         setattr(config, name, number)
-    positions = context or max(CONTEXT, config.max_position_embeddings)
+    positions = max(CONTEXT, config.max_position_embeddings) if context is None else context
     if positions != config.max_position_embeddings:
         notes.append(f"longest sequence: {config.max_position_embeddings:,} is now {positions:,}")
         config.max_position_embeddings = positions

@@ -147,6 +147,8 @@ def _open_stream(path: Path, stack: ExitStack, heads: int | None) -> Source:
     hidden, inner = own[EMBEDDING][1], own["transformer", "h", "0", "feed_forward", "w1", "kernel"][1]
     heads = heads if heads is not None else _heads(path, hidden, inner, layers)
     wide, narrow = (own["transformer", "h", "0", "attention", name, "kernel"][1] for name in ("wq", "wk"))
+    if heads < 1:
+        raise OptionError(f"--heads {heads}: must be 1 or more")
     if wide % heads or (wide // heads) % 2 or narrow % (wide // heads) or heads % (narrow // (wide // heads)):
         raise OptionError(f"--heads {heads}: queries of width {wide} and keys of width {narrow} cannot be divided so")
     if wide != hidden:

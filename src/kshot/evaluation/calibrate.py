@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from tqdm import tqdm
 
 from kshot.evaluation.environment import environment
-from kshot.evaluation.options import numbers_of
+from kshot.evaluation.options import at_least, numbers_of
 from kshot.evaluation.perplexity import RESAMPLES, Figure, figures_of
 from kshot.evaluation.runs import write_json
 from kshot.evaluation.visual_examples import check_examples, drawn_examples, measure
@@ -124,6 +124,8 @@ def calibrate(
     """
     from kshot.models.rope_table import RopeTable, rope_table_of, use_rope_table
 
+    at_least(1, windows=windows, max_stride=max_stride, batch_size=batch_size)
+    at_least(0, max_examples=max_examples)
     lengths = numbers_of(context_length, "context_length") if context_length is not None else ()
     lines = read_lines(data, root, max_examples)
     loaded = load_visual_model(model, model_options)

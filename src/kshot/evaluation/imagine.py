@@ -15,6 +15,7 @@ from tqdm import tqdm
 from kshot.errors import DataError, OptionError
 from kshot.evaluation.environment import environment
 from kshot.evaluation.imagine_step import imagine_step
+from kshot.evaluation.options import at_least
 from kshot.evaluation.runs import RunFolder, write_json
 from kshot.evaluation.sheets import check_output, parse_size
 from kshot.evaluation.visual_lines import Line, listed, pair_prompts, read_lines
@@ -145,10 +146,17 @@ def imagine(
     Raises:
         ModelError, DataError, BadImage, ContextTooLong, OptionError: see the message.
     """
+    from kshot.models.code_sampling import Sampling
+
+    at_least(
+        1, frames=frames, candidates=candidates, shots=shots, slide=slide, group=group, batch_size=batch_size
+    )  # before the model is loaded, and before there is a folder
+    at_least(0, max_examples=max_examples)
+    Sampling(top_k, top_p, temperature, seed)
     size = parse_size(resize_output)
     lines, skipped = _lines(prompt, data, pairs, query, shots, seed, root, max_examples)
     outputs = _outputs(lines, data or "the prompt", single=data is None and not pairs)
-    together = group or (2 if pairs else 1)
+    together = (2 if pairs else 1) if group is None else group
     settings = {
         "frames": frames, "candidates": candidates, "top_k": top_k, "top_p": top_p, "temperature": temperature, "seed": seed,
         "allowed_codes": allowed_codes, "bos": bos, "overflow": overflow, "slide": slide,

@@ -21,6 +21,19 @@ def names_of(value: str | Sequence[str], what: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
+def at_least(least: int, **numbers: int | None) -> None:
+    """Refuse counts that are too small; ``None`` stands for an option that is not given.
+
+    Raises:
+        OptionError: one of them is below ``least``, or no whole number; names it.
+    """
+    for name, number in numbers.items():
+        if number is None:
+            continue
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise OptionError(f"{name}={number!r}: must be a whole number, {least} or more")
+
+
 def numbers_of(value: int | str | Sequence[int], what: str) -> tuple[int, ...]:
     """``"0,1,4"``, ``[0, 1, 4]`` or ``4`` as a tuple of whole numbers, sorted, without repetitions.
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from kshot.errors import DataError
 from kshot.evaluation.environment import environment
-from kshot.evaluation.options import numbers_of
+from kshot.evaluation.options import at_least, numbers_of
 from kshot.evaluation.runs import RunFolder, write_json
 from kshot.evaluation.visual_examples import Rows, check_examples, drawn_examples, measure
 from kshot.evaluation.visual_lines import Line, read_lines
@@ -151,6 +151,8 @@ def perplexity(
     Raises:
         ModelError, DataError, BadImage, ContextTooLong, OptionError: see the message.
     """
+    at_least(1, windows=windows, max_stride=max_stride, batch_size=batch_size)
+    at_least(0, max_examples=max_examples)
     lengths = numbers_of(context_lengths, "context_lengths") if context_lengths is not None else ()
     lines = read_lines(data, root, max_examples)
     loaded = load_visual_model(model, model_options)

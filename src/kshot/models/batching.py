@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from kshot.errors import OptionError
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -20,9 +22,14 @@ class BatchRunner:
 
     Args:
         size: number of items in a batch.
+
+    Raises:
+        OptionError: less than one.
     """
 
     def __init__(self, size: int):
+        if size < 1:
+            raise OptionError(f"batch_size={size}: must be 1 or more")
         self.size = size
 
     def run(

@@ -71,7 +71,7 @@ class Likelihood:
                 raise DataError(f"example {number} has no {'target' if len(context) else 'context'}")
             self.check_fit(len(context) // self.tokens, len(target) // self.tokens, bos, f"example {number}")
             pairs.append((torch.cat([start, context, target]), len(target)))
-        runner = BatchRunner(batch_size or BATCH_SIZE)
+        runner = BatchRunner(BATCH_SIZE if batch_size is None else batch_size)
         kinds = {found: kind for kind, found in enumerate(dict.fromkeys((len(ids), n) for ids, n in pairs))}
 
         def work(batch: list[int]) -> list[torch.Tensor]:

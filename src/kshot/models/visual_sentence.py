@@ -271,7 +271,8 @@ class VisualSentenceModel(Likelihood):
             for candidate in range(candidates)
         ]
         imaginer = Imaginer(self.model, self.codes, self.tokens, self.processor.bos_token_id if bos else None)
-        found = imaginer.run_all(rows, plans, sampling, batch_size or max(BATCH_SIZE, candidates))
+        together = max(BATCH_SIZE, candidates) if batch_size is None else batch_size
+        found = imaginer.run_all(rows, plans, sampling, together)
         return [
             Imagined(
                 torch.stack(found[number * candidates : (number + 1) * candidates]),

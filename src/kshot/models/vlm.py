@@ -197,7 +197,7 @@ class VLM:
             num_beams=num_beams,
             length_penalty=length_penalty,
         )
-        runner = BatchRunner(batch_size or BATCH_SIZE)
+        runner = BatchRunner(BATCH_SIZE if batch_size is None else batch_size)
         answers: list[str] = []
         self.reuse.refresh()
         continuation = Continuation(self.model, self.encoder, self.reuse, self.soft)
@@ -226,7 +226,7 @@ class VLM:
             OptionError: the numbers of episodes and candidate lists differ.
         """
         offered = _per_episode(candidates, len(episodes))
-        runner = BatchRunner(batch_size or BATCH_SIZE)
+        runner = BatchRunner(BATCH_SIZE if batch_size is None else batch_size)
         most = max((len(texts) for texts in offered), default=1)
         scores: list[list[float]] = []
         self.reuse.refresh()

@@ -119,6 +119,7 @@ def pretrain(
     for name in trainer:
         if name in OURS:
             raise OptionError(f"trainer.{name} cannot be set: {OURS[name]}")
+    _check(batch, keep, clip, weight_decay, tokens, trainer)
     request = {
         "store": store, "preset": preset, "model": model, "weights": weights, "shares": shares, "length": length,
         "packing": packing, "loss": loss, "bos": bos, "eos": eos, "tokens": tokens, "batch": batch, "learning_rate": learning_rate,
@@ -180,6 +181,27 @@ def pretrain(
             export(trained, start.processor if method == "full" else None, Path(out), folder, request, state)
     made.accelerator.wait_for_everyone()
     return Path(out)
+
+
+def _check(
+    batch: int, keep: int, clip: float, weight_decay: float, tokens: float | None, trainer: Mapping[str, Any]
+) -> None:
+    """Refuse numbers that cannot be meant, before anything is read.
+
+    Raises:
+        OptionError: one of them; names it.
+    """
+    fits = trainer.get("per_device_train_batch_size")
+    counts = {"batch": batch, "keep": keep, "trainer.per_device_train_batch_size": fits}
+    for name, count in counts.items():
+        if isinstance(count, int) and count < 1:
+            raise OptionError(f"{name}={count}: must be 1 or more")
+    if not 0 < clip < math.inf:
+        raise OptionError(f"clip={clip:g}: must be more than 0, the largest norm of the gradient")
+    if not 0 <= weight_decay < math.inf:
+        raise OptionError(f"weight_decay={weight_decay:g}: must be 0 or more")
+    if tokens is not None and not 0 < tokens < math.inf:
+        raise OptionError(f"tokens={tokens:g}: must be more than 0")
 
 
 @dataclass(frozen=True)
