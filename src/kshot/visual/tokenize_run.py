@@ -202,7 +202,7 @@ class Run:
         size = max(1, DIGEST_PICTURES // max(1, usual))
         starts = range(0, len(self.plan), size)
         files = [self.writer.unfinished / f"digests-{self._left}-{number:06d}.json" for number in range(len(starts))]
-        held = {}
+        held: dict[int, dict[str, Any]] = {}
         for number, start in enumerate(starts):
             found = _read(files[number])
             # A unit with a picture that could not be read, or whose files were changed since, is done again.
