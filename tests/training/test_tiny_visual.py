@@ -12,7 +12,7 @@ import yaml
 from transformers import LlamaForCausalLM
 
 import kshot
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.data.drawing.functions import BASIC, SEQUENCES, random_boards, shows_held_out, split_of
 from kshot.data.drawing.tiles import TILES
 from kshot.errors import OptionError

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM
 
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.data.drawing.functions import random_boards
 from kshot.data.drawing.tiles import BOARD_PIXELS
 from kshot.errors import OptionError

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.data.drawing.functions import CHANGES, UNDEFINED, random_boards
 from kshot.data.drawing.tiles import GROUNDS, SIDE, SQUARE, TILES, Board
 from kshot.training.objective import Objective

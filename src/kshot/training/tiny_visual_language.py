@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kshot.data.concepts import generator
+from kshot.data.derived import generator
 from kshot.data.drawing.functions import (
     BASIC,
     CHAINS,
