@@ -10,6 +10,8 @@ import pytest
 
 from kshot.cli import COMMANDS, main
 from kshot.data.task import tasks
+from kshot.methods import methods
+from kshot.methods.of_peft import OF_PEFT
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -35,6 +37,15 @@ def test_an_example_runs(language, code, tmp_path, monkeypatch, capsys):
     finally:
         tasks._parts.pop("plain_colours", None)  # an example registers it; other tests run over the registry
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("method", [*methods.names(), *OF_PEFT])
+def test_every_method_has_a_page(method):
+    page = ROOT / "docs" / "methods" / f"{'peft' if method in OF_PEFT else method}.md"
+    text = page.read_text(encoding="utf-8")
+    assert method not in OF_PEFT or f"`{method}`" in text
+    assert "https://arxiv.org/abs/" in text
+    assert page.name in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
 
 
 def test_there_are_examples():
