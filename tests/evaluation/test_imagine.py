@@ -259,7 +259,7 @@ def test_no_batch_size_of_a_model_is_0(model, pictures):
     with pytest.raises(OptionError, match="batch_size=0"):
         model.imagine([pictures[:2]], batch_size=0)
     with pytest.raises(OptionError, match="batch_size=0"):
-        model.nll([pictures[:2]], [pictures[2:3]], batch_size=0)
+        model.perplexity([pictures[:2]], [pictures[2:3]], batch_size=0)
 
 
 def test_sheets():
