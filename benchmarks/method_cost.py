@@ -11,8 +11,9 @@ Ways beside kshot's methods, for contrast:
 - ``lora``: PEFT's, not merged, rank 16 at query, key, value and output projections;
 - ``bias, merged``: a plain checkpoint. It is saved, loaded by transformers alone and must answer bit for bit as what was merged.
 
-The bare model and a way take turns in one process, which of them first by turns, and share their weights. Reported is the median over
-rounds of the ratio of neighbours, in CPU time (other jobs on the machine disturb it least), with the quartiles.
+The bare model and a way take turns in one process and share their weights (the merged model's are loaded from files, and so are those
+of the bare one beside it: where weights lie in memory makes a difference). Reported is the median over rounds of their ratio, in CPU
+time, which other jobs on the machine disturb least, with the quartiles.
 
     python benchmarks/method_cost.py --out results/method_cost.csv
 """
@@ -123,13 +124,18 @@ def merged(model: Any) -> Any:
     plain = model.merge_and_unload()
     inside = plain(input_ids=ids).logits
     assert torch.allclose(inside, beside, atol=1e-4), float((inside - beside).abs().max())
-    with tempfile.TemporaryDirectory() as folder:
-        plain.save_pretrained(folder)
-        loaded = AutoModelForImageTextToText.from_pretrained(folder).eval().requires_grad_(False)
+    loaded = reloaded(plain)
     assert type(loaded) is type(plain)
     assert not any(type(part).__module__.startswith(("kshot", "peft")) for part in loaded.modules())
     assert torch.equal(loaded(input_ids=ids).logits, inside)
     return loaded
+
+
+def reloaded(model: Any) -> Any:
+    """The model as transformers alone loads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return AutoModelForImageTextToText.from_pretrained(folder).eval().requires_grad_(False)
 
 
 def llava() -> VLM:
@@ -226,26 +232,29 @@ def clock(step: Step, repeats: int) -> float:
 
 
 def compare(bare: Step, step: Step, *, rounds: int, seconds: float) -> dict[str, Any]:
-    """Medians of both, and of the ratio of neighbours."""
+    """Medians of both, and of their ratio.
+
+    Whoever comes second finds other caches than whoever comes first, so a round is bare, step, step, bare, and its ratio that of sums.
+    """
     bare(), step()
     repeats = max(1, round(seconds * 1e3 / max(clock(bare, 2), 1e-3)))
-    pairs = []
+    found = []
     gc.collect()
     gc.disable()
-    for number in range(rounds):
-        turn = [clock(one, repeats) for one in ((bare, step) if number % 2 else (step, bare))]
-        pairs.append(tuple(turn if number % 2 else reversed(turn)))
+    for _ in range(rounds):
+        first, *both, last = (clock(one, repeats) for one in (bare, step, step, bare))
+        found.append(((first + last) / 2, sum(both) / 2))
     gc.enable()
-    ratios = [own / base for base, own in pairs]
+    ratios = [own / base for base, own in found]
     quarters = statistics.quantiles(ratios, n=4)
     return {
-        "bare_ms": f"{statistics.median(base for base, _ in pairs):.3f}",
-        "ms": f"{statistics.median(own for _, own in pairs):.3f}",
+        "bare_ms": f"{statistics.median(base for base, _ in found):.3f}",
+        "ms": f"{statistics.median(own for _, own in found):.3f}",
         "ratio": f"{statistics.median(ratios):.3f}",
         "ratio_low": f"{quarters[0]:.3f}",
         "ratio_high": f"{quarters[2]:.3f}",
         "rounds": rounds,
-        "calls_a_round": repeats,
+        "calls_a_turn": repeats,
     }
 
 
@@ -266,9 +275,10 @@ def measure(levels: list[str], ways: list[str], rounds: int, seconds: float) -> 
             if (level == "attention" and way not in IN_HEADS) or (level == "layer" and way == "bias, merged"):
                 continue
             second = steps(adapted(bare, way))
+            beside = steps(reloaded(bare)) if way == "bias, merged" else first
             for phase, step in second.items():
                 with kernel(way):
-                    found = compare(first[phase], step, rounds=rounds, seconds=seconds)
+                    found = compare(beside[phase], step, rounds=rounds, seconds=seconds)
                 rows.append({"level": level, "phase": phase, "way": way} | found)
                 print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
     return rows
@@ -278,8 +288,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--levels", default="attention,model", help="also: layer")
     parser.add_argument("--ways", help="separated by ;", default=";".join(WAYS))
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=0.05, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--seconds", type=float, default=0.02, help="of each turn")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
