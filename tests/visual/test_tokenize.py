@@ -298,7 +298,7 @@ def test_several_processes_write_the_same_bytes_though_one_of_them_dies(folders,
 def test_ray_writes_the_same_bytes(folders, whole, tmp_path):
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         done = tokenize(out=str(tmp_path / "s"), shard_sentences=5, workers=2, ray="auto", **pairs(folders))
     finally:

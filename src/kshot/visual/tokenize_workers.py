@@ -142,7 +142,7 @@ def work_on_ray(units: Mapping[int, str], bench: Bench, progress: Progress, work
         raise MissingExtra("ray", "ray", "tokenizing on a cluster") from None
     if not ray.is_initialized():
         try:
-            ray.init(address=None if address == "local" else address, log_to_driver=False)
+            ray.init(address=address, log_to_driver=False)
         except ConnectionError as error:
             raise OptionError(f"no Ray cluster at {address!r}: {error} (start one with `ray start --head`)") from None
     sent = ray.put(_sent(bench))
