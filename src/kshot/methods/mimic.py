@@ -88,17 +88,21 @@ class MimicLayer(HeadShiftLayer):
         return values
 
     def shift_heads(self, adapter: str, heads: Heads) -> torch.Tensor:
-        output, shift = heads.output, self.parameter("mimic_shift", adapter).unsqueeze(1)
+        output, shift = heads.output, self.parameter("mimic_shift", adapter)
         if shift.dtype is not output.dtype:
             shift = shift.to(output.dtype)
         if self.configs[adapter].scale == "fixed":
-            return output + shift
-        share = self.share(adapter, heads).unsqueeze(-1)
+            return output + shift.unsqueeze(1)
+        share = self.share(adapter, heads)
         if share.dtype is not output.dtype:
             share = share.to(output.dtype)
         if torch.is_grad_enabled():
-            return torch.addcmul(output, share, shift)
-        return output.addcmul_(share, shift)  # a new tensor costs three times as much as the sum
+            return torch.addcmul(output, share.unsqueeze(-1), shift.unsqueeze(1))
+        # In place: a new tensor costs three times as much as the sum. While decoding, what counts is the number of calls.
+        if output.shape[2] == 1:
+            output.squeeze(2).addcmul_(share, shift)
+            return output
+        return output.addcmul_(share.unsqueeze(-1), shift.unsqueeze(1))
 
     def share(self, adapter: str, heads: Heads) -> torch.Tensor:
         """The share mu of each query that belongs to the demonstrations, ``[batch, heads or 1, queries]``."""
@@ -106,8 +110,8 @@ class MimicLayer(HeadShiftLayer):
         weight, bias = self.parameter("mimic_weight", adapter), self.parameter("mimic_bias", adapter)
         if not query.dtype is weight.dtype is normaliser.dtype:
             query, weight, bias = (part.to(normaliser.dtype) for part in (query, weight, bias))
-        if query.shape[2] == 1:  # while decoding, what counts is the number of calls
-            log_demonstrations = (query * weight.unsqueeze(1)).sum(-1)
+        if query.shape[2] == 1:
+            log_demonstrations = (query.squeeze(2) * weight).sum(-1, True)
         else:
             log_demonstrations = torch.einsum("bhtd,hd->bht", query, weight.expand(query.shape[1], -1))
         config = self.configs[adapter]
