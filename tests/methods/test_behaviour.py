@@ -195,6 +195,24 @@ def test_the_decoder_compiles_as_one_graph(method):
     assert float((found - expected)[given["attention_mask"].bool()].abs().max()) < 1e-5
 
 
+@torch._dynamo.config.patch(skip_nnmodule_hook_guards=True)  # as PyTorch has it
+def test_what_was_compiled_before_heeds_an_adapter(method):
+    torch._dynamo.reset()
+    bare = fresh("llava")
+    decoder = examine(bare).decoder
+    given = {"inputs_embeds": torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0)), "use_cache": False}
+    compiled = torch.compile(decoder, backend="eager")
+    with torch.no_grad():
+        plain = compiled(**given).last_hidden_state
+        model = get_peft_model(bare, config_of(method)).eval()
+        perturb(model)
+        expected = decoder(**given).last_hidden_state
+        assert float((compiled(**given).last_hidden_state - expected).abs().max()) < 1e-5
+        assert method == "stave" or not torch.allclose(expected, plain)  # it acts on the embeddings, before the decoder
+        model.unload()
+        assert float((compiled(**given).last_hidden_state - plain).abs().max()) < 1e-5
+
+
 def test_merging_is_refused_or_exact(method):
     _, inputs, _ = base("llava_llama")
     model = adapted("llava_llama", method)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._dynamo
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -134,6 +135,7 @@ class HookedLayer(ShiftLayer):
 
     def attach(self, module: nn.Module) -> None:
         if self._handle is None:
+            heed_hooks()
             self._handle = self.hook(module)
 
     def detach(self) -> None:
@@ -160,6 +162,18 @@ class ResidualShiftLayer(HookedLayer):
         for adapter in acting:
             hidden = self.shift(adapter, hidden)
         return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
+
+
+def heed_hooks() -> None:
+    """Let compiled code look whether modules have got hooks since.
+
+    By default it does not, and what ``torch.compile`` made of a model would go on without an adapter that comes later, or be used for
+    another model with one, without a word. What was compiled before has to be forgotten once.
+    """
+    config = torch._dynamo.config
+    if config.skip_nnmodule_hook_guards:
+        config.skip_nnmodule_hook_guards = False
+        torch.compiler.reset()
 
 
 def generator(seed: int, *about: Any) -> torch.Generator:
