@@ -3,6 +3,7 @@
 ``attention``: one call of the attention function, batch 4, 8 heads of width 64: causal prefill of 512 tokens, and decoding one token
 behind 2,048 keys. ``layer``: one decoder layer of width 512 on the same. ``model``: a random LLaVA of 15 million parameters: prompts
 of one picture (``prefill``) or of 256 tokens (``prefill 256``), and one token behind a cache of 256 tokens (``decode``), batch 4.
+``compiled``: the same token of the same model behind a static cache, by ``torch.compile``, the bare model compiled as well.
 
 Ways beside kshot's methods, for contrast:
 
@@ -42,7 +43,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, DynamicCache
+from transformers import AutoModelForImageTextToText, DynamicCache, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -223,6 +224,27 @@ def model_steps(vlm: VLM, model: Any) -> dict[str, Step]:
     }
 
 
+def compiled_steps(model: Any) -> dict[str, Step]:
+    """One token behind a static cache of as many, compiled."""
+    long = torch.randint(64, 128, (BATCH, PROMPT), generator=torch.Generator().manual_seed(0))
+    room = PROMPT + 8
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=room)
+    model(input_ids=long, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    seen = torch.ones(BATCH, room, dtype=torch.long)
+    seen[:, PROMPT + 1 :] = 0
+    given = {"input_ids": long[:, :1], "position_ids": torch.full((BATCH, 1), PROMPT), "attention_mask": seen}
+    run = torch.compile(model.forward, dynamic=False)
+
+    def decode(run: Any = run) -> Tensor:
+        for layer in cache.layers:
+            layer.cumulative_length.fill_(PROMPT)  # the same place again
+        return run(**given, past_key_values=cache, use_cache=True).logits
+
+    error = float((decode() - decode(model)).abs().max())
+    assert error < 1e-4, f"compiled code answers otherwise: {error}"
+    return {"decode": decode}
+
+
 def clock(step: Step, repeats: int) -> float:
     """Milliseconds of CPU time a call."""
     begin = time.process_time()
@@ -258,21 +280,25 @@ def compare(bare: Step, step: Step, *, rounds: int, seconds: float) -> dict[str,
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(levels: list[str], ways: list[str], rounds: int, seconds: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for level in levels:
-        vlm = llava() if level == "model" else None
+        vlm = llava() if level in ("model", "compiled") else None
         bare: Any = vlm.model if vlm is not None else one_layer()
 
         def steps(model: Any, level: str = level, vlm: Any = vlm) -> dict[str, Step]:
             if level == "model":
                 return model_steps(vlm, model)
+            if level == "compiled":
+                return compiled_steps(model)
             return (attention_steps if level == "attention" else layer_steps)(model)
 
         first = steps(bare)
         for way in ways:
             if (level == "attention" and way not in IN_HEADS) or (level == "layer" and way == "bias, merged"):
+                continue
+            if level == "compiled" and way in (SECOND, "mimic, paper code"):
                 continue
             second = steps(adapted(bare, way))
             beside = steps(reloaded(bare)) if way == "bias, merged" else first
@@ -286,7 +312,7 @@ def measure(levels: list[str], ways: list[str], rounds: int, seconds: float) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--levels", default="attention,model", help="also: layer")
+    parser.add_argument("--levels", default="attention,model,compiled", help="also: layer")
     parser.add_argument("--ways", help="separated by ;", default=";".join(WAYS))
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=0.02, help="of each turn")

@@ -243,5 +243,7 @@ def _pyav() -> types.ModuleType:
         import av
     except ImportError:
         raise MissingExtra("av", "video", "reading videos") from None
-    av.logging.set_level(av.logging.PANIC)  # damage is told by our errors, in one line; FFmpeg would print its own
+    # Damage is told by our errors, in one line. With any level, messages would go through Python, and a decoder's thread that wants to
+    # say something while the main thread closes the decoder waits for the interpreter, which waits for the thread.
+    av.logging.set_level(None)
     return av
