@@ -35,7 +35,7 @@ from kshot.training.tiny_episodes import (
     training_names,
 )
 from kshot.training.tiny_losses import losses
-from kshot.training.tiny_model import ImageEncoder
+from kshot.training.tiny_model import ImageEncoder, decoder_states
 from kshot.training.tiny_prompts import Wording, random_wording, short_wording
 from kshot.training.tiny_vision import embed
 
@@ -104,13 +104,7 @@ class TinyLanguage(nn.Module):
 
     def states(self, embeddings: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Hidden states (rows, length, width) of embeddings: final, and behind each layer."""
-        positions = torch.arange(embeddings.shape[1])[None]
-        rotary = self.decoder.rotary_emb(embeddings, positions)
-        hidden, behind = embeddings, []
-        for layer in self.decoder.layers:
-            hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
-            behind.append(hidden)
-        return self.decoder.norm(hidden), behind
+        return decoder_states(self.decoder, embeddings)
 
     def embed(self, batch: TokenBatch, features: Tensor) -> Tensor:
         """Input embeddings: word vectors, and at the placeholders the pictures' features."""

@@ -130,6 +130,20 @@ class ImageEncoder(nn.Module):
         return self.projector(self.tower.encoder(inputs_embeds=self.tower.embeddings(pixels)).last_hidden_state)
 
 
+def decoder_states(decoder: Any, embeddings: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Hidden states (rows, length, width) that a Llama makes of embeddings: final, and behind each layer.
+
+    Nothing but its layers, causal and without padding, so that a compiler sees through it.
+    """
+    positions = torch.arange(embeddings.shape[1])[None]
+    rotary = decoder.rotary_emb(embeddings, positions)
+    hidden, behind = embeddings, []
+    for layer in decoder.layers:
+        hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
+        behind.append(hidden)
+    return decoder.norm(hidden), behind
+
+
 def normalise(pixels: Tensor) -> Tensor:
     """uint8 (n, EDGE, EDGE[, 3]) -> float (n, 3, EDGE, EDGE) in [-1, 1], as the exported processor does."""
     if pixels.dim() == 3:

@@ -41,7 +41,7 @@ from kshot.data.drawing.functions import (
 from kshot.data.drawing.tiles import GROUNDS, TILES, Board
 from kshot.training.objective import Objective
 from kshot.training.run import run_steps
-from kshot.training.tiny_model import learning_rate
+from kshot.training.tiny_model import decoder_states, learning_rate
 
 PAIRS = 5
 """Pairs in a training sentence: every answer but the first is one to 1, 2, 3 or 4 examples."""
@@ -169,13 +169,7 @@ class VisualLanguage(nn.Module):
 
     def states(self, embeddings: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Hidden states of embeddings (rows, length, width): final, and behind each layer."""
-        positions = torch.arange(embeddings.shape[1])[None]
-        rotary = self.decoder.rotary_emb(embeddings, positions)
-        hidden, behind = embeddings, []
-        for layer in self.decoder.layers:
-            hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
-            behind.append(hidden)
-        return self.decoder.norm(hidden), behind
+        return decoder_states(self.decoder, embeddings)
 
 
 class SentenceObjective(Objective):
