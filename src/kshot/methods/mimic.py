@@ -67,6 +67,11 @@ class MimicConfig(ShiftConfig):
         if self.ffn_rescaled and not self.ffn:
             raise OptionError("ffn_rescaled without ffn: there is nothing to rescale")
 
+    @property
+    def own_share(self) -> bool:
+        """Whether each head has a share of its own, by the formula of the paper."""
+        return self.scale == "learned" and not self.paper_code
+
 
 class MimicLayer(HeadShiftLayer):
     """Shifts and w ``[heads, head width]`` and b ``[heads]``; with ``shared_heads``, one row and one number.
@@ -88,33 +93,30 @@ class MimicLayer(HeadShiftLayer):
         return values
 
     def shift_heads(self, adapter: str, heads: Heads) -> torch.Tensor:
-        output, shift = heads.output, self.parameter("mimic_shift", adapter)
-        if shift.dtype is not output.dtype:
-            shift = shift.to(output.dtype)
-        if self.configs[adapter].scale == "fixed":
+        config, output, shift = self.configs[adapter], heads.output, self.parameter("mimic_shift", adapter)
+        if config.own_share and output.shape[2] == 1 and not torch.is_grad_enabled():
+            weight, bias = self.parameter("mimic_weight", adapter), self.parameter("mimic_bias", adapter)
+            if heads.query.dtype is weight.dtype is output.dtype is heads.normaliser.dtype:
+                # The same, for decoding: behind much attention each operation, and each step of Python, is read from memory anew.
+                share = (heads.query.squeeze(2) * weight).sum(-1, True).add_(bias.unsqueeze(1)).sub_(heads.normaliser)
+                output.squeeze(2).addcmul_(share.sigmoid_(), shift)
+                return output
+        shift = shift.to(output.dtype)
+        if config.scale == "fixed":
             return output + shift.unsqueeze(1)
-        share = self.share(adapter, heads)
-        if share.dtype is not output.dtype:
-            share = share.to(output.dtype)
+        share = self.share(adapter, heads).to(output.dtype).unsqueeze(-1)
         if torch.is_grad_enabled():
-            return torch.addcmul(output, share.unsqueeze(-1), shift.unsqueeze(1))
-        # In place: a new tensor costs three times as much as the sum. While decoding, what counts is the number of calls.
-        if output.shape[2] == 1:
-            output.squeeze(2).addcmul_(share, shift)
-            return output
-        return output.addcmul_(share.unsqueeze(-1), shift.unsqueeze(1))
+            return torch.addcmul(output, share, shift.unsqueeze(1))
+        return output.addcmul_(share, shift.unsqueeze(1))  # in place: a new tensor costs three times as much as the sum
 
     def share(self, adapter: str, heads: Heads) -> torch.Tensor:
         """The share mu of each query that belongs to the demonstrations, ``[batch, heads or 1, queries]``."""
-        query, normaliser = heads.query, heads.normaliser
-        weight, bias = self.parameter("mimic_weight", adapter), self.parameter("mimic_bias", adapter)
-        if not query.dtype is weight.dtype is normaliser.dtype:
-            query, weight, bias = (part.to(normaliser.dtype) for part in (query, weight, bias))
-        if query.shape[2] == 1:
-            log_demonstrations = (query.squeeze(2) * weight).sum(-1, True)
-        else:
-            log_demonstrations = torch.einsum("bhtd,hd->bht", query, weight.expand(query.shape[1], -1))
-        config = self.configs[adapter]
+        config, normaliser = self.configs[adapter], heads.normaliser
+        query, weight, bias = (
+            part.to(normaliser.dtype)
+            for part in (heads.query, self.parameter("mimic_weight", adapter), self.parameter("mimic_bias", adapter))
+        )
+        log_demonstrations = torch.einsum("bhtd,hd->bht", query, weight.expand(query.shape[1], -1))
         if config.paper_code:
             normaliser = unmasked(heads)
         if config.scale == "joint":
