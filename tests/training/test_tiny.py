@@ -38,13 +38,13 @@ from kshot.training.tiny_export import build_processor
 from kshot.training.tiny_language import (
     Features,
     LanguageObjective,
-    Mixture,
     Stage,
     TinyLanguage,
     fold,
     single_token_namer,
     train_language,
 )
+from kshot.training.tiny_mixture import Mixture
 from kshot.training.tiny_model import ImageEncoder, TinyShape, build_model, deepen, narrow, normalise
 from kshot.training.tiny_report import Bench, shuffle_labels, wilson
 from kshot.training.tiny_tokenizer import build_tokenizer
@@ -218,6 +218,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(tokenizer, banks, tmp_pat
     from kshot.training import run as module
 
     shape = TinyShape(vision_width=32, vision_layers=1, width=32, layers=3, head_dim=8)
+    weights = dict.fromkeys(("prototype", "hint", "agreement", "values", "match", "attention", "closed"), 0.5)
+    everything = Mixture(tokens=300, balanced=True, **weights)
     original = module.KshotTrainer
 
     def train(name, *, stop_vision=None, stop_language=None):
@@ -241,7 +243,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tokenizer, banks, tmp_pat
             lambda early: Features(ImageEncoder(model), banks),
             [
                 Stage(3, Mixture(tokens=300)),
-                Stage(4, Mixture(tokens=300, balanced=True, prototype=0.5, hint=0.5, agreement=0.5)),
+                Stage(4, everything),
             ],
             single_steps=1,
             short_steps=1,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from safetensors.torch import load_model
 from kshot.errors import OptionError
 from kshot.training.tiny_banks import Banks, build_banks
 from kshot.training.tiny_export import export
-from kshot.training.tiny_language import Features, LanguageObjective, Mixture, Stage, fold, train_language
+from kshot.training.tiny_language import Features, LanguageObjective, Stage, fold, train_language
+from kshot.training.tiny_mixture import Mixture
 from kshot.training.tiny_model import ImageEncoder, TinyShape, build_model, deepen, learning_rate, narrow
 from kshot.training.tiny_tokenizer import build_tokenizer
 from kshot.training.tiny_vision import VisionObjective, snapshot, train_vision
@@ -45,6 +47,8 @@ def train_tiny(
     deep_renamed: float = 0.45,
     deep_short: float = 0.35,
     deep_constant: float = 0.5,
+    matching_steps: int = 5000,
+    matching_rate: float = 1e-3,
     short_steps: int = 400,
     single_steps: int = 250,
     invented: int = 10000,
@@ -77,8 +81,10 @@ def train_tiny(
         refine_rate: see ``refine_steps``.
         deep_layers: layers that are then inserted before the last one; at first they change nothing.
         deep_units: what the feed-forward layers are cut to, to pay for them.
-        deep_steps, deep_rate: steps and peak rate of the last run, in which all is trained with the hint and prototype losses.
-        deep_scenes, deep_renamed, deep_short, deep_constant: its mixture, see :class:`~kshot.training.tiny_language.Mixture`.
+        deep_steps, deep_rate: steps and peak rate of a run in which all is trained with the prototype, agreement and hint losses.
+        deep_scenes, deep_renamed, deep_short, deep_constant: its mixture, see :class:`~kshot.training.tiny_mixture.Mixture`.
+        matching_steps, matching_rate: the same of the last run, in which the last layer learns to find the query's class by all
+            that the pictures of a label have in common, see :mod:`kshot.training.tiny_matching`.
         short_steps: how many of the language model's steps use the short wording only.
         single_steps: how many of them use labels of a single token only.
         invented, drawings: invented characters, and drawings of each.
@@ -101,7 +107,8 @@ def train_tiny(
         raise OptionError(f"early_vision must be between 1 and vision_steps ({vision_steps}), not {early_vision}")
     if quick:
         vision_steps, early_vision, short_steps, single_steps = 4, 2, 2, 1
-        early_language, late_language, language_steps, language_stop, refine_steps, deep_steps = 2, 3, 4, 4, 5, 2
+        early_language, late_language, language_steps, language_stop, refine_steps = 2, 3, 4, 4, 5
+        deep_steps, matching_steps = 2, 2
         invented, drawings, merged, scenes, batch_classes, batch_tokens = 40, 5, 2 if omniglot else 0, 300, 9, 900
         compile, workers = False, 1
     folder = Path(work) if work is not None else Path(f"{os.fspath(out).rstrip('/')}.work")
@@ -170,26 +177,29 @@ def train_tiny(
         constant=deep_constant,
         hint=0.5,
         prototype=1.0,
-        agreement=1.5,
+        agreement=10.0,
     )
-    relating = LanguageObjective(
-        model,
-        tokenizer,
-        features,
-        [Stage(deep_steps, deep)],
-        seed=seed,
-        number=1,
-        fresh=False,
-        compile=compile,
+    matching = replace(
+        deep,
+        wordings=mixture.wordings,
+        tolerance=mixture.tolerance,
+        hint=0.25,
+        prototype=0.4,
+        values=10.0,
+        match=0.5,
+        attention=1.0,
+        closed=0.5,
     )
-    relating.model.take_additions(speaking.model)
-    train_language(
-        relating,
-        folder / "deep",
-        lambda step: learning_rate(step, deep_steps, deep_rate, warm_up=150, hold=0.5),
-        trainer=trainer,
-        config=pictures,
-    )
+    last = speaking
+    runs = (("deep", deep, deep_steps, deep_rate), ("matching", matching, matching_steps, matching_rate))
+    for number, (name, own, steps, peak) in enumerate(runs, start=1):
+        objective = LanguageObjective(
+            model, tokenizer, features, [Stage(steps, own)], seed=seed, number=number, fresh=False, compile=compile
+        )
+        objective.model.take_additions(last.model)
+        rate = partial(learning_rate, steps=steps, peak=peak, warm_up=150, hold=0.5)
+        train_language(objective, folder / name, rate, trainer=trainer, config=pictures)
+        last = objective
     model.eval()
-    fold(model, relating.model, relating.features(False))
+    fold(model, last.model, last.features(False))
     return export(model, tokenizer, out, patch=shape.patch)

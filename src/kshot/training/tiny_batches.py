@@ -31,8 +31,10 @@ class TokenBatch:
         answers: (3,) graded answers of each kind.
         task_at: (m, 2) row and position of each cue by which the hidden attribute can be known.
         task_of: (m,) index of that attribute.
-        group_at: (g, 2) row and position of the last token of each answer.
-        group_of, group_pictures: (p,) pairs of such an answer (index into ``group_at``) and a picture shown so far under its label.
+        group_at: (g, 2) row and position of each token of each answer.
+        group_of, group_pictures: (p,) pairs of such a token (index into ``group_at``) and a picture shown so far under its label.
+        cue_at: (rows, pictures) position of the last token before each answer, which predicts its first.
+        classes: (rows, pictures) number of each picture's label among those of its episode.
     """
 
     ids: Tensor
@@ -49,6 +51,8 @@ class TokenBatch:
     group_at: Tensor
     group_of: Tensor
     group_pictures: Tensor
+    cue_at: Tensor
+    classes: Tensor
 
 
 class Encoder:
@@ -94,6 +98,8 @@ class Encoder:
         task_at: list[tuple[int, int]] = []
         group_at: list[tuple[int, int]] = []
         groups: list[tuple[int, int]] = []
+        cue_at: list[list[int]] = []
+        classes: list[list[int]] = []
         count = 0
         for number, (row_ids, row_targets, images, summaries, cues) in enumerate(rows):
             ids[number, : len(row_ids)] = torch.tensor(row_ids)
@@ -102,9 +108,14 @@ class Encoder:
             summary_at += [(number, position) for position, _ in summaries]
             summary_of += [count + picture for _, picture in summaries]
             task_at += [(number, cue) for cue in cues]
-            ends = {picture: position for position, picture in summaries}  # the last one of each picture's
             labels = episodes[number].labels
-            for picture, position in ends.items():
+            first = {picture: position for position, picture in reversed(summaries)}
+            cue_at.append([first[picture] for picture in range(len(labels))])
+            numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+            classes.append([numbers[label] for label in labels])
+            for position, picture in summaries:
+                if position == first[picture]:
+                    continue  # the cue does not know the label yet
                 groups += [(len(group_at), count + i) for i in range(picture + 1) if labels[i] == labels[picture]]
                 group_at.append((number, position))
             count += len(images)
@@ -119,6 +130,7 @@ class Encoder:
         return TokenBatch(
             ids, targets, at[0], sources, pictures, at[1], at[2], kinds, answers,
             task_where, task_of, torch.tensor(group_at), group_of, group_pictures,
+            torch.tensor(cue_at), torch.tensor(classes),
         )  # fmt: skip
 
     def _row(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,11 @@ from kshot.training.objective import Objective
 from kshot.training.run import run_steps
 from kshot.training.tiny_banks import Banks
 from kshot.training.tiny_batches import Encoder, TokenBatch
-from kshot.training.tiny_episodes import (
-    Namer,
-    TinyEpisode,
-    character_episode,
-    name_kind,
-    renamed_episode,
-    scene_episode,
-    scenes_by_value,
-    training_names,
-)
+from kshot.training.tiny_episodes import Namer, scenes_by_value, training_names
 from kshot.training.tiny_losses import losses
+from kshot.training.tiny_matching import MatchingProbes
+from kshot.training.tiny_mixture import Mixture, training_batch
 from kshot.training.tiny_model import ImageEncoder, decoder_states
-from kshot.training.tiny_prompts import Wording, random_wording, short_wording
 from kshot.training.tiny_vision import embed
 
 
@@ -83,7 +75,7 @@ class TinyLanguage(nn.Module):
         self.probe = nn.Linear(width, width)
         self.hint = nn.Linear(width, len(SCENE_TASKS))
         self.prototype = nn.Linear(width, width)
-        self.agreement = nn.Linear(width, len(SCENE_TASKS))
+        self.matching = MatchingProbes(width)
         self.image_direction = nn.Parameter(torch.randn(width))
 
     def start(self, label_ids: list[int]) -> None:
@@ -99,49 +91,17 @@ class TinyLanguage(nn.Module):
     def take_additions(self, other: TinyLanguage) -> None:
         """Go on with another run's image direction and probes."""
         self.image_direction.data.copy_(other.image_direction.data)
-        for name in ("probe", "hint", "prototype", "agreement"):
+        for name in ("probe", "hint", "prototype", "matching"):
             getattr(self, name).load_state_dict(getattr(other, name).state_dict())
 
-    def states(self, embeddings: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Hidden states (rows, length, width) of embeddings: final, and behind each layer."""
-        return decoder_states(self.decoder, embeddings)
+    def states(self, embeddings: Tensor, early_mask: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states (rows, length, width) of embeddings: final, and behind each layer; see :func:`decoder_states`."""
+        return decoder_states(self.decoder, embeddings, early_mask)
 
     def embed(self, batch: TokenBatch, features: Tensor) -> Tensor:
         """Input embeddings: word vectors, and at the placeholders the pictures' features."""
         words = self.decoder.embed_tokens(batch.ids)
         return words.index_put(tuple(batch.image_at.T), features.flatten(0, 1) + self.image_direction)
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """What training episodes are made of.
-
-    Attributes:
-        tokens: tokens in a batch, about.
-        scenes, renamed: shares of the episodes of scenes and of renamed scenes; the rest are characters.
-        short: share of batches in the short wording after the short stage.
-        wordings, tolerance: wordings in a batch, and how much the length of their demonstrations may differ (as a fraction).
-        balanced: whether characters, scenes and renamed scenes weigh the same in the loss, per answer and not per token. (Names of
-            characters have several tokens, so that most of a loss per token is about spelling.)
-        one_kind: whether the names in a batch are mostly of one kind (less padding).
-        hint, prototype, agreement: weights of losses beside that of the answers, see :mod:`kshot.training.tiny_losses`.
-        constant: share of renamed scenes in which some attributes, drawn at random, are the same in all pictures.
-        lengths: numbers of pictures in an episode and their weights.
-    """
-
-    tokens: int = 6500
-    scenes: float = 0.22
-    renamed: float = 0.28
-    short: float = 0.1
-    wordings: int = 6
-    tolerance: float = 0.2
-    one_kind: bool = False
-    balanced: bool = False
-    hint: float = 0.0
-    prototype: float = 0.0
-    agreement: float = 0.0
-    constant: float = 0.0
-    lengths: tuple[tuple[int, float], ...] = ((9, 0.6), (4, 0.05), (6, 0.07), (17, 0.08), (21, 0.13), (33, 0.07))
 
 
 @dataclass(frozen=True)
@@ -221,10 +181,18 @@ class LanguageObjective(Objective):
         tokens = TokenBatch(**{name: value for name, value in batch.items() if name != "step"})
         mixture = stage.mixture
         features = self.features(stage.early)
-        weights = {"hint_loss": mixture.hint, "prototype_loss": mixture.prototype, "agreement_loss": mixture.agreement}
-        wanted = [name for name, weight in weights.items() if weight]
-        found = losses(self.model, self._run, tokens, features, balanced=mixture.balanced, wanted=wanted)
-        total = found["answer_loss"] + found["summary_loss"] + sum(weights[name] * found[name] for name in wanted)
+        weights = mixture.weights()
+        closed = np.random.default_rng([self.seed, 90 + self.number, batch["step"]]).random() < mixture.closed
+        found = losses(
+            self.model,
+            self._run,
+            tokens,
+            features,
+            balanced=mixture.balanced,
+            wanted=tuple(weights),
+            closed=bool(closed),
+        )
+        total = found["answer_loss"] + found["summary_loss"] + sum(weights[name] * found[name] for name in weights)
         return total, found
 
     def _stage(self, step: int) -> Stage:
@@ -263,28 +231,6 @@ def train_language(
     run_steps(objective, folder, optimizer, rate, trainer=own, config=record, seed=objective.seed)
 
 
-def training_batch(
-    rng: np.random.Generator, features: Features, encoder: Encoder, mixture: Mixture, names: Namer, *, short: bool
-) -> TokenBatch:
-    """A batch of episodes of one length, in a few wordings of similar length."""
-    numbers = np.array([n for n, _ in mixture.lengths])
-    weights = np.array([w for _, w in mixture.lengths])
-    pictures = 9 if short else int(rng.choice(numbers, p=weights / weights.sum()))
-    if short or rng.random() < mixture.short:
-        wordings = [short_wording()]
-    else:
-        wordings = _similar_wordings(rng, encoder, mixture, longest=22 if pictures > 9 else 40)
-    if mixture.one_kind and names is training_names:
-        names = partial(training_names, kind=name_kind(rng))
-    length = pictures * float(np.mean([encoder.length(w) for w in wordings]))
-    rows = max(2, round(mixture.tokens / length))
-    if short:
-        rows = min(rows, 64)
-    episodes = [_episode(rng, features, mixture, names, pictures) for _ in range(rows)]
-    chosen = [wordings[i % len(wordings)] for i in range(rows)]
-    return encoder.batch(episodes, chosen, list(rng.random(rows) < 0.85))
-
-
 def label_piece_ids(tokenizer: object) -> list[int]:
     """Ids of the tokens that labels are made of: letters without a space before them."""
     vocabulary = tokenizer.get_vocab()  # type: ignore[attr-defined]
@@ -308,38 +254,3 @@ def fold(model: LlavaForConditionalGeneration, language: TinyLanguage, features:
     with torch.no_grad():
         linear.weight /= features.scale
         linear.bias.copy_((linear.bias - features.mean) / features.scale + language.image_direction)
-
-
-def _similar_wordings(rng: np.random.Generator, encoder: Encoder, mixture: Mixture, longest: int) -> list[Wording]:
-    """Wordings whose demonstrations have about the same length, so that little of a batch is padding."""
-    wordings: list[Wording] = []
-    size = 0
-    while len(wordings) < mixture.wordings:
-        wording = random_wording(rng)
-        length = encoder.length(wording)
-        if length <= longest and (not wordings or abs(length - size) <= mixture.tolerance * size):
-            size = size or length
-            wordings.append(wording)
-    return wordings
-
-
-def _episode(
-    rng: np.random.Generator, features: Features, mixture: Mixture, names: Namer, pictures: int
-) -> TinyEpisode:
-    fate = rng.random()
-    scenes = len(features.shapes)
-    if fate < mixture.scenes:
-        return scene_episode(rng, scenes, features.attributes, pictures=pictures)
-    if fate < mixture.scenes + mixture.renamed:
-        ways = int(rng.choice([2, 2, 2, 3, 4]))
-        words = None if rng.random() < 0.35 else names
-        known = features.attributes if rng.random() < mixture.constant else None
-        return renamed_episode(
-            rng, scenes, features.by_value, pictures=pictures, ways=ways, names=words, constant=known
-        )
-    most = [w for w in (2, 2, 2, 3, 4, 5, 5, 8, 10, 15, 20, 20) if w < max(3, pictures)]
-    if pictures > 9:
-        most = [w for w in most if w in (2, 4) or w >= 5]
-    source = int(rng.integers(len(features.shapes)))
-    draw = partial(character_episode, rng, source, *features.shapes[source])
-    return draw(pictures=pictures, ways=int(rng.choice(most)), names=names)

@@ -5,8 +5,9 @@ done; the linear probes they go through are thrown away afterwards.
 
 1. *summary*: each answer knows the picture before it (behind the first layer).
 2. *prototype*: each answer knows the mean of all pictures shown so far under its label (behind the fourth layer from the end).
-3. *agreement*: and which attributes these pictures have in common (behind the third from the end; renamed scenes only).
-4. *hint*: at the cue of the next answer it is known which attribute the labels are about (behind the last but one; scenes only).
+3. *hint*: at the cue of the next answer it is known which attribute the labels are about (behind the last but one; scenes only).
+
+:mod:`kshot.training.tiny_matching` has those that renamed scenes need besides.
 """
 
 from __future__ import annotations
@@ -19,12 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kshot.training.tiny_batches import IGNORED, TokenBatch
+from kshot.training.tiny_matching import agreement_loss, attention_loss, detour, match_loss, values_loss
 
 if TYPE_CHECKING:
     from kshot.training.tiny_language import Features, TinyLanguage
-
-RENAMED = 2
-"""The kind of episodes of renamed scenes, see :class:`~kshot.training.tiny_episodes.TinyEpisode`."""
 
 
 def losses(
@@ -35,6 +34,7 @@ def losses(
     *,
     balanced: bool = False,
     wanted: Sequence[str] = (),
+    closed: bool = False,
 ) -> dict[str, Tensor]:
     """The losses of a batch by name: ``answer_loss``, ``summary_loss``, and those ``wanted``.
 
@@ -44,10 +44,12 @@ def losses(
         batch: the episodes.
         features: of the pictures.
         balanced: see :class:`~kshot.training.tiny_language.Mixture`.
-        wanted: of ``prototype_loss``, ``agreement_loss``, ``hint_loss``.
+        wanted: of ``prototype_loss``, ``hint_loss``, ``agreement_loss``, ``values_loss``, ``match_loss``, ``attention_loss``.
+        closed: whether attention is restricted by :func:`~kshot.training.tiny_matching.detour`.
     """
     pictures = features.look_up(batch)
-    final, behind = run(language.embed(batch, pictures))
+    given = (detour(batch),) if closed else ()
+    final, behind = run(language.embed(batch, pictures), *given)
     means = pictures.mean(1)
     known = language.probe(behind[0][tuple(batch.summary_at.T)])
     found = {
@@ -57,11 +59,18 @@ def losses(
     if "prototype_loss" in wanted:
         told = language.prototype(_behind(behind, 4)[tuple(batch.group_at.T)])
         found["prototype_loss"] = F.mse_loss(told, _means_by_group(batch, means))
-    if "agreement_loss" in wanted:
-        found["agreement_loss"] = _agreement(language, _behind(behind, 3), batch, features)
     if "hint_loss" in wanted:
         told = language.hint(_behind(behind, 2)[tuple(batch.task_at.T)])
         found["hint_loss"] = F.cross_entropy(told, batch.task_of) if len(batch.task_of) else told.sum()
+    states = _behind(behind, 3)
+    if "agreement_loss" in wanted:
+        found["agreement_loss"] = agreement_loss(language.matching, states, batch, features)
+    if "values_loss" in wanted:
+        found["values_loss"] = values_loss(language.matching, states, batch, features)
+    if "match_loss" in wanted:
+        found["match_loss"] = match_loss(language.matching, states, batch)
+    if "attention_loss" in wanted:
+        found["attention_loss"] = attention_loss(language, behind, batch)
     return found
 
 
@@ -86,19 +95,3 @@ def _means_by_group(batch: TokenBatch, means: Tensor) -> Tensor:
     shape = len(batch.group_at), means.shape[1]
     counts = torch.bincount(batch.group_of, minlength=shape[0]).unsqueeze(1)
     return means.new_zeros(shape).index_add(0, batch.group_of, means[batch.group_pictures]) / counts
-
-
-def _agreement(language: TinyLanguage, states: Tensor, batch: TokenBatch, features: Features) -> Tensor:
-    """Binary cross-entropy: which attributes do the pictures shown so far under a label share? (From two pictures on.)"""
-    scenes = torch.where(batch.sources == len(features.shapes), batch.pictures, 0)
-    values = torch.from_numpy(features.attributes)[scenes][batch.group_pictures]
-    owner = batch.group_of[:, None].expand_as(values)
-    shape = len(batch.group_at), values.shape[1]
-    low = values.new_zeros(shape).scatter_reduce(0, owner, values, "amin", include_self=False)
-    high = values.new_zeros(shape).scatter_reduce(0, owner, values, "amax", include_self=False)
-    several = torch.bincount(batch.group_of, minlength=shape[0]) > 1
-    asked = several & (batch.kinds[batch.group_at[:, 0]] == RENAMED)
-    told = language.agreement(states[tuple(batch.group_at[asked].T)])
-    if not len(told):
-        return told.sum()
-    return F.binary_cross_entropy_with_logits(told, (low == high)[asked].float())

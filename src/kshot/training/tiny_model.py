@@ -130,16 +130,23 @@ class ImageEncoder(nn.Module):
         return self.projector(self.tower.encoder(inputs_embeds=self.tower.embeddings(pixels)).last_hidden_state)
 
 
-def decoder_states(decoder: Any, embeddings: Tensor) -> tuple[Tensor, list[Tensor]]:
+def decoder_states(decoder: Any, embeddings: Tensor, early_mask: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
     """Hidden states (rows, length, width) that a Llama makes of embeddings: final, and behind each layer.
 
     Nothing but its layers, causal and without padding, so that a compiler sees through it.
+
+    Args:
+        decoder: the Llama.
+        embeddings: (rows, length, width).
+        early_mask: (rows, 1, length, length), true where attention may look, for all layers but the last.
     """
     positions = torch.arange(embeddings.shape[1])[None]
     rotary = decoder.rotary_emb(embeddings, positions)
     hidden, behind = embeddings, []
-    for layer in decoder.layers:
-        hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
+    last = len(decoder.layers) - 1
+    for number, layer in enumerate(decoder.layers):
+        mask = early_mask if number < last else None
+        hidden = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
         behind.append(hidden)
     return decoder.norm(hidden), behind
 
