@@ -54,7 +54,7 @@ def step(objective, batch):
     """The loss of a step that consists of this batch."""
     total, parts = objective.loss(objective.model, batch)
     return (total.detach() / torch.tensor(objective.amount(batch))).sum().item(), {
-        name: float(v) for name, v in parts.items()
+        name: float(v.detach()) for name, v in parts.items()
     }
 
 
