@@ -84,7 +84,8 @@ def train_tiny(
         deep_steps, deep_rate: steps and peak rate of a run in which all is trained with the prototype, agreement and hint losses.
         deep_scenes, deep_renamed, deep_short, deep_constant: its mixture, see :class:`~kshot.training.tiny_mixture.Mixture`.
         matching_steps, matching_rate: the same of the last run, in which the last layer learns to find the query's class by all
-            that the pictures of a label have in common, see :mod:`kshot.training.tiny_matching`.
+            that the pictures of a label have in common, see :mod:`kshot.training.tiny_matching`; its last tenth has more
+            characters and more forms of random words.
         short_steps: how many of the language model's steps use the short wording only.
         single_steps: how many of them use labels of a single token only.
         invented, drawings: invented characters, and drawings of each.
@@ -190,11 +191,16 @@ def train_tiny(
         attention=1.0,
         closed=0.5,
     )
+    settling = replace(matching, scenes=0.22, renamed=0.35, short=0.15, forms=0.3)
     last = speaking
-    runs = (("deep", deep, deep_steps, deep_rate), ("matching", matching, matching_steps, matching_rate))
-    for number, (name, own, steps, peak) in enumerate(runs, start=1):
+    runs = (
+        ("deep", [Stage(deep_steps, deep)], deep_rate),
+        ("matching", [Stage(int(0.9 * matching_steps), matching), Stage(matching_steps, settling)], matching_rate),
+    )
+    for number, (name, stages, peak) in enumerate(runs, start=1):
+        steps = stages[-1].until
         objective = LanguageObjective(
-            model, tokenizer, features, [Stage(steps, own)], seed=seed, number=number, fresh=False, compile=compile
+            model, tokenizer, features, stages, seed=seed, number=number, fresh=False, compile=compile
         )
         objective.model.take_additions(last.model)
         rate = partial(learning_rate, steps=steps, peak=peak, warm_up=150, hold=0.5)

@@ -32,6 +32,7 @@ class Mixture:
         tokens: tokens in a batch, about.
         scenes, renamed: shares of the episodes of scenes and of renamed scenes; the rest are characters.
         short: share of batches in the short wording after the short stage.
+        forms: share of wordings that are made of random words.
         wordings, tolerance: wordings in a batch, and how much the length of their demonstrations may differ (as a fraction).
         balanced: whether characters, scenes and renamed scenes weigh the same in the loss, per answer and not per token. (Names of
             characters have several tokens, so that most of a loss per token is about spelling.)
@@ -47,6 +48,7 @@ class Mixture:
     scenes: float = 0.22
     renamed: float = 0.28
     short: float = 0.1
+    forms: float = 0.12
     wordings: int = 6
     tolerance: float = 0.2
     one_kind: bool = False
@@ -94,7 +96,7 @@ def _similar_wordings(rng: np.random.Generator, encoder: Encoder, mixture: Mixtu
     wordings: list[Wording] = []
     size = 0
     while len(wordings) < mixture.wordings:
-        wording = random_wording(rng)
+        wording = random_wording(rng, mixture.forms)
         length = encoder.length(wording)
         if length <= longest and (not wordings or abs(length - size) <= mixture.tolerance * size):
             size = size or length

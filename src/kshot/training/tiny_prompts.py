@@ -114,14 +114,19 @@ def chat_wording(question: str, instruction: str = "", *, system: bool = False, 
     return Wording("<|user|>" + first, before, middle, "<|end|>", before, middle, opened="<|user|>")
 
 
-def random_wording(rng: np.random.Generator) -> Wording:
-    """A wording of the training mixture."""
+def random_wording(rng: np.random.Generator, forms: float = 0.12) -> Wording:
+    """A wording of the training mixture.
+
+    Args:
+        rng: source of randomness.
+        forms: share of forms made of random words; three of ten wordings are chats, and the others are of :data:`TRAINED`.
+    """
     question = str(rng.choice(QUESTIONS)) if rng.random() < 0.85 else _babble(rng)
     fate = rng.random()
     if fate < 0.3:
         instruction = str(rng.choice(INSTRUCTIONS)) if rng.random() < 0.4 else ""
         return chat_wording(question, instruction, system=rng.random() < 0.5, image_first=rng.random() < 0.85)
-    if fate < 0.42:
+    if fate < 0.3 + forms:
         return _random_form(rng, question)
     weights = np.array([w for w, _ in TRAINED])
     template = TRAINED[int(rng.choice(len(TRAINED), p=weights / weights.sum()))][1]
