@@ -99,7 +99,7 @@ QUICK: dict[str, Quick] = {
     # A static vector has a long way to go: behind the norms of hidden states (some 50 in the embedded model), in all layers at once.
     "live": Quick(2e-1, {"live_alpha": 5e-2}, 8, 600),
     "bias": Quick(2e-1, {}, 8, 600),
-    "mimic": Quick(1e-1, {"mimic_weight": 3e-2, "mimic_bias": 3e-2}, 12, 200),
+    "mimic": Quick(1e-1, {"mimic_weight": 3e-2, "mimic_bias": 3e-2}, 16, 300),
     "hificl": Quick(1e-2),
     "stave": Quick(1e-2),
     "lora": Quick(5e-3),
