@@ -43,7 +43,7 @@ def losses(
         run: ``language.states``, perhaps compiled.
         batch: the episodes.
         features: of the pictures.
-        balanced: see :class:`~kshot.training.tiny_language.Mixture`.
+        balanced: see :class:`~kshot.training.tiny_mixture.Mixture`.
         wanted: of ``prototype_loss``, ``hint_loss``, ``agreement_loss``, ``values_loss``, ``match_loss``, ``attention_loss``.
         closed: whether attention is restricted by :func:`~kshot.training.tiny_matching.detour`.
     """
