@@ -2,7 +2,8 @@
 
 ``attention``: one call of the attention function, batch 4, 8 heads of width 64: causal prefill of 512 tokens, and decoding one token
 behind 2,048 keys. ``layer``: one decoder layer of width 512 on the same. ``model``: a random LLaVA of 15 million parameters: prompts
-of one picture (``prefill``) or of 256 tokens (``prefill 256``), and one token behind a cache of 256 tokens (``decode``), batch 4.
+of one picture (``prefill``) or of 256 tokens (``prefill 256``), one token behind a cache of 256 tokens (``decode``), and a prompt of
+one picture answered with 32 tokens by ``generate`` (``answer``), batch 4.
 ``compiled``: the same token of the same model behind a static cache, by ``torch.compile``, the bare model compiled as well.
 
 Ways beside kshot's methods, for contrast:
@@ -57,7 +58,7 @@ from kshot.version import __version__  # noqa: E402
 from tests.models.tiny import build, picture  # noqa: E402
 
 BATCH, HEADS, WIDTH = 4, 8, 64
-PREFILL, CACHED, PROMPT = 512, 2048, 256
+PREFILL, CACHED, PROMPT, ANSWER = 512, 2048, 256, 32
 SECOND = "mimic, second matmul"
 WAYS: dict[str, Callable[[], Any]] = {
     "live": LiveConfig,
@@ -201,7 +202,7 @@ def layer_steps(model: Any) -> dict[str, Step]:
 
 
 def model_steps(vlm: VLM, model: Any) -> dict[str, Step]:
-    """A prompt with one picture, a long one, and one token behind that."""
+    """A prompt with one picture, a long one, one token behind that, and an answer to the first."""
     prompts = [
         vlm.encode(Episode((), Example(picture(i, (112, 112)), "what is it?", id=f"query {i}")), style="plain")
         for i in range(BATCH)
@@ -221,6 +222,9 @@ def model_steps(vlm: VLM, model: Any) -> dict[str, Step]:
         "prefill": lambda: model(**short, use_cache=True, logits_to_keep=1),
         f"prefill {PROMPT}": lambda: model(input_ids=long, use_cache=True, logits_to_keep=1),
         "decode": decode,
+        "answer": lambda: model.generate(
+            **short, min_new_tokens=ANSWER, max_new_tokens=ANSWER, do_sample=False, pad_token_id=0
+        ),
     }
 
 

@@ -40,6 +40,7 @@ from kshot.training.tiny_language import (
     LanguageObjective,
     Stage,
     TinyLanguage,
+    blend,
     fold,
     single_token_namer,
     train_language,
@@ -270,6 +271,29 @@ def test_new_layers_change_nothing_until_they_are_trained(tokenizer):
     after = model(input_ids=ids).logits
     assert not torch.equal(after, before)
     assert model.generate(input_ids=ids, max_new_tokens=3, do_sample=False).shape[1] > 10
+
+
+def test_blending_moves_each_weight_once_although_the_head_is_tied(tokenizer):
+    shape = TinyShape(vision_width=32, vision_layers=1, width=32, layers=2, head_dim=8)
+    language = TinyLanguage(build_model(shape, tokenizer, seed=0), seed=0)
+    before = {name: weight.detach().clone() for name, weight in language.named_parameters()}
+    with torch.no_grad():
+        for weight in language.parameters():
+            weight.add_(1)
+    blend(language, before, share=0.25)
+    assert language.head.weight is language.decoder.embed_tokens.weight
+    for name, weight in language.named_parameters():
+        torch.testing.assert_close(weight, before[name] + 0.25)
+
+
+def test_random_forms_ask_before_and_behind_the_picture_and_leave_the_held_out_forms_alone():
+    rng = np.random.default_rng(0)
+    forms = [prompts.random_wording(rng, forms=0.7) for _ in range(2000)]
+    asked = [(question in f.before, question in f.middle) for f in forms for question in prompts.QUESTIONS if question]
+    assert sum(before for before, _ in asked) > 100
+    assert sum(behind for _, behind in asked) > 100
+    held_out = [prompts.plain_wording(t, q) for t in prompts.HELD_OUT for q in (*prompts.QUESTIONS, "")]
+    assert not {(f.before, f.middle) for f in forms} & {(f.before, f.middle) for f in held_out}
 
 
 def test_single_token_names_are_single_tokens(tokenizer):

@@ -17,7 +17,7 @@ from safetensors.torch import load_model
 from kshot.errors import OptionError
 from kshot.training.tiny_banks import Banks, build_banks
 from kshot.training.tiny_export import export
-from kshot.training.tiny_language import Features, LanguageObjective, Stage, fold, train_language
+from kshot.training.tiny_language import Features, LanguageObjective, Stage, blend, fold, train_language
 from kshot.training.tiny_mixture import Mixture
 from kshot.training.tiny_model import ImageEncoder, TinyShape, build_model, deepen, learning_rate, narrow
 from kshot.training.tiny_tokenizer import build_tokenizer
@@ -49,6 +49,9 @@ def train_tiny(
     deep_constant: float = 0.5,
     matching_steps: int = 5000,
     matching_rate: float = 1e-3,
+    forms_steps: int = 1200,
+    forms_rate: float = 7e-4,
+    forms_share: float = 0.5,
     short_steps: int = 400,
     single_steps: int = 250,
     invented: int = 10000,
@@ -83,9 +86,11 @@ def train_tiny(
         deep_units: what the feed-forward layers are cut to, to pay for them.
         deep_steps, deep_rate: steps and peak rate of a run in which all is trained with the prototype, agreement and hint losses.
         deep_scenes, deep_renamed, deep_short, deep_constant: its mixture, see :class:`~kshot.training.tiny_mixture.Mixture`.
-        matching_steps, matching_rate: the same of the last run, in which the last layer learns to find the query's class by all
-            that the pictures of a label have in common, see :mod:`kshot.training.tiny_matching`; its last tenth has more
-            characters and more forms of random words.
+        matching_steps, matching_rate: the same of a run in which the last layer learns to find the query's class by all that the
+            pictures of a label have in common, see :mod:`kshot.training.tiny_matching`; its last tenth has more characters.
+        forms_steps, forms_rate: the same of the last run, with many more forms of random words.
+        forms_share: the weights that are kept are the mean of those before and behind the last run, which count for so much (robust
+            fine-tuning, arXiv 2109.01903): what was learnt before suffers less, and wordings gain no less.
         short_steps: how many of the language model's steps use the short wording only.
         single_steps: how many of them use labels of a single token only.
         invented, drawings: invented characters, and drawings of each.
@@ -109,7 +114,7 @@ def train_tiny(
     if quick:
         vision_steps, early_vision, short_steps, single_steps = 4, 2, 2, 1
         early_language, late_language, language_steps, language_stop, refine_steps = 2, 3, 4, 4, 5
-        deep_steps, matching_steps = 2, 2
+        deep_steps, matching_steps, forms_steps = 2, 2, 2
         invented, drawings, merged, scenes, batch_classes, batch_tokens = 40, 5, 2 if omniglot else 0, 300, 9, 900
         compile, workers = False, 1
     folder = Path(work) if work is not None else Path(f"{os.fspath(out).rstrip('/')}.work")
@@ -191,11 +196,13 @@ def train_tiny(
         attention=1.0,
         closed=0.5,
     )
-    settling = replace(matching, scenes=0.22, renamed=0.35, short=0.15, forms=0.3)
+    settling = replace(matching, scenes=0.22, renamed=0.35, short=0.15)
+    worded = replace(settling, scenes=0.28, short=0.1, forms=0.3)
     last = speaking
     runs = (
         ("deep", [Stage(deep_steps, deep)], deep_rate),
         ("matching", [Stage(int(0.9 * matching_steps), matching), Stage(matching_steps, settling)], matching_rate),
+        ("forms", [Stage(forms_steps, worded)], forms_rate),
     )
     for number, (name, stages, peak) in enumerate(runs, start=1):
         steps = stages[-1].until
@@ -203,9 +210,11 @@ def train_tiny(
             model, tokenizer, features, stages, seed=seed, number=number, fresh=False, compile=compile
         )
         objective.model.take_additions(last.model)
+        before = {name: weight.detach().clone() for name, weight in objective.model.named_parameters()}
         rate = partial(learning_rate, steps=steps, peak=peak, warm_up=150, hold=0.5)
         train_language(objective, folder / name, rate, trainer=trainer, config=pictures)
         last = objective
+    blend(last.model, before, forms_share)
     model.eval()
     fold(model, last.model, last.features(False))
     return export(model, tokenizer, out, patch=shape.patch)

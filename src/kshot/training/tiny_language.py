@@ -248,6 +248,13 @@ def single_token_namer(tokenizer: object) -> Namer:
     return names
 
 
+@torch.no_grad()
+def blend(language: TinyLanguage, before: Mapping[str, Tensor], share: float) -> None:
+    """Make the weights, in place, ``share`` of what they are and the rest of what they were ``before`` (by name)."""
+    for name, now in language.named_parameters():  # not the state dict, in which tied weights come twice
+        now.lerp_(before[name], 1 - share)
+
+
 def fold(model: LlavaForConditionalGeneration, language: TinyLanguage, features: Features) -> None:
     """Write the features' centring and the shared image direction into the projector, so that a plain LLaVA remains."""
     linear = model.model.multi_modal_projector.linear_2

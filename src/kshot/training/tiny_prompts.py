@@ -1,7 +1,7 @@
 """The wordings in which the embedded model meets its episodes.
 
 Training mixes a dozen fixed forms, chat turns and forms made of random words, so that the model looks for pictures and answers and
-not for particular words. :data:`HELD_OUT` forms and questions are never trained on: they measure how much wording matters.
+not for particular words or places. :data:`HELD_OUT` forms and questions are never trained on: they measure how much wording matters.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from kshot.data.drawing import invent_name
 from kshot.prompt import IMAGE, Template
-from kshot.training.tiny_words import WORDS
+from kshot.training.tiny_words import COMMON, WORDS
 
 LIVE = Template(
     "<image>Question:{question} Short answer:{answer}.",
@@ -74,6 +74,9 @@ INSTRUCTIONS = (
     "Follow the examples.\n",
     "Learn from the examples and answer.\n",
 )
+
+LETTERS = tuple("BCDEFGHIJKLMNOPRSTUVWXYZ")
+"""Names of fields; Q and A are kept for :data:`HELD_OUT`."""
 
 
 @dataclass(frozen=True)
@@ -148,23 +151,36 @@ def short_wording() -> Wording:
 
 def _babble(rng: np.random.Generator) -> str:
     """Some words that mean nothing here."""
-    words = [
-        str(rng.choice(WORDS)) if rng.random() < 0.6 else invent_name(rng, seen=True)
-        for _ in range(int(rng.integers(1, 5)))
-    ]
+    words = []
+    for _ in range(int(rng.integers(1, 5))):
+        fate = rng.random()
+        if fate < 0.35:
+            words.append(str(rng.choice(COMMON)))
+        else:
+            words.append(str(rng.choice(WORDS)) if fate < 0.7 else invent_name(rng, seen=True))
     if rng.random() < 0.5:
         words[0] = words[0].capitalize()
     return " ".join(words) + str(rng.choice(["?", ".", ""]))
 
 
+def _field(rng: np.random.Generator) -> str:
+    """The name of a field, as in "Colour: red": a letter, a word or some, with what separates it from its value."""
+    name = str(rng.choice(LETTERS)) if rng.random() < 0.35 else _babble(rng).rstrip("?.").capitalize()
+    return name + str(rng.choice([": ", ": ", ":", " = ", " - "]))
+
+
 def _random_form(rng: np.random.Generator, question: str) -> Wording:
-    """A form of random words around picture, question and answer."""
-    lead = str(rng.choice(["", "", _babble(rng) + " ", _babble(rng).capitalize() + ": "]))
-    cue = str(
-        rng.choice(["", ": ", ":", _babble(rng) + ": ", _babble(rng).capitalize() + ":", " " + _babble(rng) + " "])
-    )
-    middle = question + str(rng.choice([" ", "\n", ""])) + cue
-    end = str(rng.choice([".", "\n", "\n\n", ".\n", ".\n\n"]))
+    """A form of random words around picture, question and answer; the question stands before or after the picture."""
+    lead = str(rng.choice(["", "", "", _babble(rng) + " ", _field(rng)]))
+    cue = str(rng.choice(["", ": ", _field(rng), _field(rng), _babble(rng).rstrip("?.") + " ", _babble(rng) + " "]))
+    gap = str(rng.choice(["", "", " ", "\n"]))
+    asked = (_field(rng) if rng.random() < 0.35 else "") + question if question else ""
+    space = str(rng.choice([" ", "\n", "\n", ""]))
+    if asked and rng.random() < 0.35:
+        before, middle = lead + asked + space, gap + cue
+    else:
+        before, middle = lead, gap + asked + (space if asked else "") + cue
+    end = str(rng.choice([".", "\n", "\n\n", ".\n", ".\n\n", ";", "; ", ",", " |"]))
     # An answer must not run into the word before it.
     middle = middle + " " if middle and middle[-1].isalnum() else middle
-    return Wording("", lead, middle or ":", end, lead, middle or ":")
+    return Wording("", before, middle or ":", end, before, middle or ":")

@@ -1,4 +1,4 @@
-"""Ordinary English words that label classes in training episodes: known words, too, take the meaning that the context gives."""
+"""Ordinary English words, for labels and for prompt forms: known words, too, take the meaning that the context gives."""
 
 WORDS: tuple[str, ...] = tuple(
     """
@@ -20,3 +20,12 @@ WORDS: tuple[str, ...] = tuple(
     gentle early heavy narrow round sharp smooth sweet warm wild young left right upper lower inside outside
     """.split()  # noqa: SIM905
 )
+
+COMMON: tuple[str, ...] = tuple(
+    """
+    a all an and are as at be brief by can correct for from give has have he her here his if in it its just kind look made make many
+    may me most must my new no not now of on only or our own part please see she short single so some such tell that the their them
+    then there these they thing time to type use using very was we were which who will with write yes you your
+    """.split()  # noqa: SIM905
+)
+"""What sentences are held together by, for prompt forms that mean nothing."""
