@@ -12,6 +12,7 @@ from kshot.errors import ModelError, OptionError
 from kshot.methods import LiveConfig, MimicConfig
 from kshot.methods.attend import attend
 from kshot.methods.attention import Heads
+from kshot.methods.mimic import MimicLayer
 from kshot.models.anatomy import examine
 from tests.methods.common import FAMILIES, adapted, attention_names, base, config_of, fresh, generated, logits, perturb
 
@@ -59,6 +60,53 @@ def test_mu_is_the_weight_of_one_more_key(queries, keys):
     layer.double()
     assert float((layer.share("default", heads) - share).detach().abs().max()) < 1e-13
     assert float((layer.shift_heads("default", heads) - output).detach().abs().max()) < 1e-13
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("shared_heads", [True, False])
+def test_the_short_way_of_decoding_is_the_formula(shared_heads, masked):
+    layer, heads, mask = layer_and_call(1, 9, masked=masked, shared_heads=shared_heads)
+    _, output = with_one_more_key(layer, heads, mask)
+    with torch.no_grad():
+        short = layer.one_token(heads.rotated, heads.key, heads.value, mask if masked else None, heads.scale)
+    assert float((short.transpose(1, 2) - output).abs().max()) < 2e-6
+
+
+def test_what_the_short_way_cannot_do_goes_the_long_way():
+    def short(queries=1, dtype=torch.float32, change=lambda layer: None, **options):
+        layer, heads, mask = layer_and_call(queries, 9, dtype=dtype, **options)
+        change(layer)
+        return layer.one_token(heads.rotated, heads.key, heads.value, mask, heads.scale)
+
+    with torch.no_grad():
+        assert short() is not None
+        assert short(queries=2) is None
+        assert short(dtype=torch.float64) is None
+        for options in ({"scale": "fixed"}, {"scale": "joint"}, {"query": "pre_rope"}, {"paper_code": True}):
+            assert short(**options) is None, options
+        assert short(change=lambda layer: layer.double()) is None
+        assert short(change=lambda layer: layer.set_adapter(["default", "other"])) is None
+        assert short(change=lambda layer: layer.set_adapter("other")) is None
+        assert short(change=lambda layer: layer.enable_adapters(False)) is None
+
+
+def test_decoding_takes_the_short_way_and_switches_follow(monkeypatch):
+    model = adapted("llava", "mimic")
+    long: list[int] = []
+    shift_heads = MimicLayer.shift_heads
+
+    def counted(self, adapter, heads):
+        long.append(heads.query.shape[2])
+        return shift_heads(self, adapter, heads)
+
+    monkeypatch.setattr(MimicLayer, "shift_heads", counted)
+    ids = torch.arange(5, 14)[None]
+    tokens = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)
+    assert long
+    assert 1 not in long
+    monkeypatch.setattr(MimicLayer, "one_token", lambda *arguments: None)
+    assert torch.equal(model.generate(input_ids=ids, max_new_tokens=4, do_sample=False), tokens)
+    assert 1 in long
 
 
 def test_mu_to_6e_8():

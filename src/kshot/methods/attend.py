@@ -49,18 +49,10 @@ def attend(
         ValueError: the variant cannot do this; the message says why.
     """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    if (
-        variant == "auto"
-        and query.shape[2] == 1
-        and query.device.type == "cpu"
-        and query.dtype is torch.float32
-        and softcap is None
-        and not dropout
-        and (mask is None or mask.shape[1] == 1)
-        and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
-        and not torch.is_grad_enabled()
-    ):
-        return one_token(query, key, value, mask, scale)
+    if variant == "auto" and softcap is None and not dropout and not torch.is_grad_enabled():
+        attended = one_token(query, key, value, mask, scale)
+        if attended is not None:
+            return attended
     call = Call(query, key, value, mask, causal and mask is None, scale, softcap, dropout)
     if variant == "auto":
         return VARIANTS[choose(call)].run(call)

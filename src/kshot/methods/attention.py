@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 PREFIX = "kshot_"
 LAYERS = "kshot_layers"
 """Attribute of attention modules: those of their children that act on heads, while there are any."""
+ODD = frozenset(("position_bias", "s_aux", "cache"))
+"""What some models pass to their attention and adapters of heads do not know."""
 
 
 class Heads(NamedTuple):
@@ -86,13 +88,26 @@ def attention(
         ``[batch, queries, heads, width]``, and no weights.
     """
     # What runs for each token and layer is written for few steps of Python: with small models they are what an adapter costs.
-    present = [(layer, layer.acting()) for layer in getattr(module, LAYERS, ())]
+    found = getattr(module, LAYERS, ())
+    if (
+        len(found) == 1
+        and query.shape[2] == 1
+        and variant == "auto"
+        and softcap is None
+        and not dropout
+        and ODD.isdisjoint(kwargs)
+        and not torch.is_grad_enabled()
+    ):
+        short = found[0].one_token(query, key, value, attention_mask, scaling)
+        if short is not None:
+            return short, None
+    present = [(layer, layer.acting()) for layer in found]
     layers = [pair for pair in present if pair[1]]
     if not layers:
         named = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "softcap": softcap} | kwargs
         given = {name: argument for name, argument in named.items() if argument is not None}
         return plain(module, query, key, value, attention_mask, **given)
-    for odd in ("position_bias", "s_aux", "cache"):
+    for odd in sorted(ODD):
         if kwargs.get(odd) is not None:
             raise ModelError(
                 f"{type(module).__name__} passes {odd!r} to its attention, which adapters of heads do not know"

@@ -40,21 +40,37 @@ def fused_cpu(call: Call) -> Attended:
     return _CpuFlash.apply(call.query, call.key, call.value, mask, causal, call.scale)
 
 
-def one_token(query: Any, key: Any, value: Any, mask: Any, scale: float) -> Attended:
-    """:func:`fused_cpu` of one query a row, without gradients: decoding, where the steps of Python count as much as attention."""
-    rows, heads, _, width = query.shape
-    key_heads = key.shape[1]
-    if key_heads != heads:
-        query = query.reshape(rows, key_heads, heads // key_heads, width)
+def one_token(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float | None
+) -> Attended | None:
+    """:func:`fused_cpu` of one query a row, without gradients, soft caps and dropout: decoding, where each step of Python counts.
+
+    Returns:
+        ``None``: this is another case.
+    """
+    rows, heads, queries, width = query.shape
+    if (
+        queries != 1
+        or query.dtype is not torch.float32
+        or not query.is_cpu
+        or not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+    ):
+        return None
     if mask is not None:
+        if mask.shape[1] != 1:
+            return None
         mask = additive(mask, query.dtype)
     # PyTorch's own binding: the same operation called through torch.ops takes some microseconds more.
+    key_heads = key.shape[1]
+    if key_heads == heads:
+        return torch._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, False, attn_mask=mask, scale=scale
+        )
+    query = query.reshape(rows, key_heads, heads // key_heads, width)
     output, normaliser = torch._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, False, attn_mask=mask, scale=scale
     )
-    if key_heads != heads:
-        return output.reshape(rows, heads, 1, width), normaliser.reshape(rows, heads, 1)
-    return output, normaliser
+    return output.reshape(rows, heads, 1, width), normaliser.reshape(rows, heads, 1)
 
 
 def efficient(call: Call) -> Attended:

@@ -37,6 +37,28 @@ class HeadShiftLayer(ShiftLayer):
         """
         raise NotImplementedError
 
+    def one_token(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scale: float | None,
+    ) -> torch.Tensor | None:
+        """Attention and shift of one query a row in as few steps as can be, where this is the only method in the attention.
+
+        Behind much attention each operation, and each step of Python, is read from memory anew: what decides on the way costs
+        more than the shift.
+
+        Args:
+            query: ``[batch, heads, 1, width]``; key and value as for :func:`~kshot.methods.attend.attend`, and neither soft cap, nor
+                dropout, nor gradients.
+
+        Returns:
+            ``[batch, 1, heads, width]``; ``None``: this has to go the long way.
+        """
+        return None
+
     def attach(self, module: nn.Module) -> None:
         for selection in self.selection:
             selection.take(self, module)

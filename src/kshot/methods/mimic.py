@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from kshot.errors import OptionError
 from kshot.methods.attention import Heads
+from kshot.methods.attention_kernels import one_token
 from kshot.methods.configuration import ShiftConfig
 from kshot.methods.head_layers import HeadShiftLayer, HeadShiftModel, Query
 from kshot.methods.layers import Place, ResidualShiftLayer
@@ -67,11 +68,6 @@ class MimicConfig(ShiftConfig):
         if self.ffn_rescaled and not self.ffn:
             raise OptionError("ffn_rescaled without ffn: there is nothing to rescale")
 
-    @property
-    def own_share(self) -> bool:
-        """Whether each head has a share of its own, by the formula of the paper."""
-        return self.scale == "learned" and not self.paper_code
-
 
 class MimicLayer(HeadShiftLayer):
     """Shifts and w ``[heads, head width]`` and b ``[heads]``; with ``shared_heads``, one row and one number.
@@ -92,15 +88,36 @@ class MimicLayer(HeadShiftLayer):
             values["mimic_bias"] = torch.zeros(1 if config.scale == "joint" else rows)
         return values
 
+    def one_token(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scale: float | None,
+    ) -> torch.Tensor | None:
+        active = self._active_adapter
+        adapter = active if isinstance(active, str) else active[0] if len(active) == 1 else ""
+        config = self.configs.get(adapter)
+        if self._disable_adapters or config is None:
+            return None
+        if config.scale != "learned" or config.query != "post_rope" or config.paper_code:
+            return None
+        held: Any = self._modules
+        shift = held["mimic_shift"]._parameters.get(adapter)
+        weight = held["mimic_weight"]._parameters.get(adapter)
+        bias = held["mimic_bias"]._parameters.get(adapter)
+        if shift is None or weight is None or bias is None or weight.dtype is not torch.float32:
+            return None  # FSDP may keep them elsewhere
+        attended = one_token(query, key, value, mask, scale)
+        if attended is None:
+            return None
+        output, normaliser = attended
+        share = (query.squeeze(2) * weight).sum(-1, True).add_(bias.unsqueeze(1)).sub_(normaliser)
+        return output.squeeze(2).addcmul_(share.sigmoid_(), shift).unsqueeze(1)
+
     def shift_heads(self, adapter: str, heads: Heads) -> torch.Tensor:
         config, output, shift = self.configs[adapter], heads.output, self.parameter("mimic_shift", adapter)
-        if config.own_share and output.shape[2] == 1 and not torch.is_grad_enabled():
-            weight, bias = self.parameter("mimic_weight", adapter), self.parameter("mimic_bias", adapter)
-            if heads.query.dtype is weight.dtype is output.dtype is heads.normaliser.dtype:
-                # The same, for decoding: behind much attention each operation, and each step of Python, is read from memory anew.
-                share = (heads.query.squeeze(2) * weight).sum(-1, True).add_(bias.unsqueeze(1)).sub_(heads.normaliser)
-                output.squeeze(2).addcmul_(share.sigmoid_(), shift)
-                return output
         shift = shift.to(output.dtype)
         if config.scale == "fixed":
             return output + shift.unsqueeze(1)
