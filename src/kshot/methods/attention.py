@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -88,7 +88,7 @@ def attention(
         ``[batch, queries, heads, width]``, and no weights.
     """
     # What runs for each token and layer is written for few steps of Python: with small models they are what an adapter costs.
-    found = getattr(module, LAYERS, ())
+    found: Sequence[Any] = getattr(module, LAYERS, ())
     if (
         len(found) == 1
         and query.shape[2] == 1

@@ -99,14 +99,14 @@ QUICK: dict[str, Quick] = {
     # A static vector has a long way to go: behind the norms of hidden states (some 50 in the embedded model), in all layers at once.
     "live": Quick(2e-1, {"live_alpha": 5e-2}, 8, 600),
     "bias": Quick(2e-1, {}, 8, 600),
-    "mimic": Quick(1e-1, {"mimic_weight": 3e-2, "mimic_bias": 3e-2}, 16, 300),
+    "mimic": Quick(4e-2, {"mimic_weight": 3e-2, "mimic_bias": 3e-2}, 16, 300),
     "hificl": Quick(1e-2),
     "stave": Quick(1e-2),
     "lora": Quick(5e-3),
     "prompt_tuning": Quick(5e-2),
     "prefix_tuning": Quick(2e-2),
 }
-"""Small models, by method. Found on three of the tasks of benchmarks/methods.py, with the embedded model."""
+"""Small models, by method. Found on three of the tasks of benchmarks/methods.py and on shapes, with the embedded model."""
 
 
 def plan_of(method: str, parameters: int | None = None) -> Plan:
