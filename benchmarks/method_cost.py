@@ -52,6 +52,8 @@ sys.path.insert(0, str(ROOT))
 
 from kshot import Episode, Example  # noqa: E402
 from kshot.methods import BiasConfig, HificlConfig, LiveConfig, MimicConfig, attention  # noqa: E402
+from kshot.methods.head_layers import HeadShiftLayer  # noqa: E402
+from kshot.methods.mimic import MimicLayer  # noqa: E402
 from kshot.models.anatomy import examine  # noqa: E402
 from kshot.models.vlm import VLM  # noqa: E402
 from kshot.version import __version__  # noqa: E402
@@ -92,12 +94,14 @@ def second_matmul(query: Tensor, key: Tensor, value: Tensor, *, mask: Any, causa
 @contextmanager
 def kernel(way: str) -> Iterator[None]:
     """The attention kernel of a way."""
-    before = attention.attend
-    attention.attend = second_matmul if way == SECOND else before  # type: ignore[assignment]
+    before, short = attention.attend, MimicLayer.one_token
+    if way == SECOND:
+        attention.attend = second_matmul  # type: ignore[assignment]
+        MimicLayer.one_token = HeadShiftLayer.one_token  # type: ignore[method-assign]  # which has no kernel of its own
     try:
         yield
     finally:
-        attention.attend = before  # type: ignore[assignment]
+        attention.attend, MimicLayer.one_token = before, short  # type: ignore[method-assign]
 
 
 @torch.no_grad()

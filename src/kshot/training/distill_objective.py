@@ -188,8 +188,9 @@ class DistillObjective(Objective):
             parts["align_loss"] = align / queries
         total = torch.stack(sums)
         if not torch.isfinite(total).all():
+            loss = float(total.detach().sum())
             raise ModelError(
-                f"the loss is {float(total.sum())} at step {self.step + 1}: training stops, and the last good state is kept; lower "
+                f"the loss is {loss} at step {self.step + 1}: training stops, and the last good state is kept; lower "
                 "the learning rate, or train in bfloat16 or float32 (the same command goes on from the last checkpoint)"
             )
         return total if batch["counts"] else total * 0, parts
