@@ -90,7 +90,7 @@ class ShiftLayer(nn.Module, BaseTunerLayer):
         """The adapters that are active and have parameters here."""
         if self._disable_adapters or not self.configs:
             return []
-        active = self.active_adapter
+        active = self._active_adapter  # what PEFT's property gives, without a call
         return [name for name in ([active] if isinstance(active, str) else active) if name in self.configs]
 
     def parameter(self, name: str, adapter: str) -> torch.Tensor:
