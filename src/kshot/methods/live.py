@@ -69,14 +69,6 @@ class LiveLayer(ResidualShiftLayer):
         return (alpha.sigmoid() if self.configs[adapter].sigmoid else alpha) * self.parameter("live_vector", adapter)
 
     def shift(self, adapter: str, hidden: torch.Tensor) -> torch.Tensor:
-        alpha, vector = self.parameter("live_alpha", adapter), self.parameter("live_vector", adapter)
-        if (
-            hidden.dtype is vector.dtype is torch.float32
-            and not torch.is_grad_enabled()
-            and not self.configs[adapter].sigmoid
-        ):
-            # The same in fewer steps, which count while decoding.
-            return with_length_of(hidden, torch.addcmul(hidden, alpha, vector))
         return rescaled(hidden, self.offset(adapter))
 
     def combine(self, adapter: str, parts: Sequence[tuple[str, float]]) -> None:
@@ -94,19 +86,16 @@ def rescaled(hidden: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         offset: broadcast against it.
     """
     if hidden.dtype is offset.dtype is torch.float32 and not torch.is_grad_enabled():
-        return with_length_of(hidden, hidden + offset)
+        # The same in fewer steps, which count while decoding.
+        moved = hidden + offset
+        before = torch.linalg.vector_norm(hidden, 2, -1, True)
+        after = torch.linalg.vector_norm(moved, 2, -1, True).clamp_min_(LEAST)
+        return moved.mul_(before.div_(after))
     moved = hidden + offset.to(hidden.dtype)
     exact = torch.promote_types(hidden.dtype, torch.float32)
     before = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=exact)
     after = torch.linalg.vector_norm(moved, dim=-1, keepdim=True, dtype=exact)
     return moved * (before / after.clamp_min(torch.finfo(exact).tiny)).to(hidden.dtype)
-
-
-def with_length_of(hidden: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-    """``moved``, in place, with the length of ``hidden``: float32 and without gradients, in as few steps as can be."""
-    before = torch.linalg.vector_norm(hidden, 2, -1, True)
-    after = torch.linalg.vector_norm(moved, 2, -1, True).clamp_min_(LEAST)
-    return moved.mul_(before.div_(after))
 
 
 class LiveModel(ShiftModel):
