@@ -90,7 +90,7 @@ def test_what_the_short_way_cannot_do_goes_the_long_way():
         assert short(change=lambda layer: layer.enable_adapters(False)) is None
 
 
-def test_decoding_takes_the_short_way_and_switches_follow(monkeypatch):
+def test_decoding_takes_the_short_way_and_says_the_same(monkeypatch):
     model = adapted("llava", "mimic")
     long: list[int] = []
     shift_heads = MimicLayer.shift_heads
