@@ -13,8 +13,9 @@ Ways beside kshot's methods, for contrast:
 - ``lora``: PEFT's, not merged, rank 16 at query, key, value and output projections;
 - ``bias, merged``: a plain checkpoint. It is saved, loaded by transformers alone and must answer bit for bit as what was merged.
 
-The bare model and a way take turns in one process and share their weights (the merged model's are loaded from files, and so are those
-of the bare one beside it: where weights lie in memory makes a difference). Reported is the median over rounds of their ratio, in CPU
+The bare model and a way take turns in one process. Both are copies that share their weights (the merged model's are loaded from files,
+and so are those of the bare one beside it): where weights and modules lie in memory makes a difference, and a copy without any method
+takes 1 % longer to decode than what it was copied from. Reported is the median over rounds of their ratio, in CPU
 time, which other jobs on the machine disturb least, with the quartiles.
 
     python benchmarks/method_cost.py --out results/method_cost.csv
@@ -104,13 +105,18 @@ def kernel(way: str) -> Iterator[None]:
         attention.attend, MimicLayer.one_token = before, short  # type: ignore[method-assign]
 
 
-@torch.no_grad()
-def adapted(bare: Any, way: str) -> Any:
-    """A model that shares the bare one's weights and has a perturbed adapter."""
+def copied(bare: Any) -> Any:
+    """A model that shares the bare one's weights."""
     model = copy.deepcopy(bare)
     for own, shared in zip(model.parameters(), bare.parameters(), strict=True):
         own.data = shared.data
-    model = get_peft_model(model, WAYS[way]()).eval()
+    return model
+
+
+@torch.no_grad()
+def adapted(bare: Any, way: str) -> Any:
+    """A model that shares the bare one's weights and has a perturbed adapter."""
+    model = get_peft_model(copied(bare), WAYS[way]()).eval()
     random = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -302,14 +308,13 @@ def measure(levels: list[str], ways: list[str], rounds: int, seconds: float) -> 
                 return compiled_steps(model)
             return (attention_steps if level == "attention" else layer_steps)(model)
 
-        first = steps(bare)
         for way in ways:
             if (level == "attention" and way not in IN_HEADS) or (level == "layer" and way == "bias, merged"):
                 continue
             if level == "compiled" and way in (SECOND, "mimic, paper code"):
                 continue
             second = steps(adapted(bare, way))
-            beside = steps(reloaded(bare)) if way == "bias, merged" else first
+            beside = steps((reloaded if way == "bias, merged" else copied)(bare))
             for phase, step in second.items():
                 with kernel(way):
                     found = compare(beside[phase], step, rounds=rounds, seconds=seconds)

@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model
 
 from kshot.errors import ModelError, OptionError, UnknownName
 from kshot.methods import methods
+from kshot.methods.head_layers import HeadShiftLayer
 from kshot.models.anatomy import examine
 from tests.methods.common import OURS, adapted, attention_names, base, config_of, fresh, generated, logits, perturb
 
@@ -99,6 +100,33 @@ def test_copies_are_independent(method):
     assert torch.equal(logits(model, inputs), expected)
     assert torch.equal(logits(removed, inputs), logits(base("llava")[0], inputs))
     assert attention_names(model) == attention_names(adapted("llava", method).get_base_model())
+
+
+def layer_class(method):
+    return methods.get(method).tuner.tuner_layer_cls
+
+
+@pytest.mark.parametrize(
+    "quick",
+    [one for one in OURS if getattr(layer_class(one), "one_token", None) not in (None, HeadShiftLayer.one_token)],
+)
+def test_decoding_takes_the_short_way_and_says_the_same(quick, monkeypatch):
+    model, kind = adapted("llava", quick), layer_class(quick)
+    long: list[int] = []
+    shift_heads = kind.shift_heads
+
+    def counted(self, adapter, heads):
+        long.append(heads.query.shape[2])
+        return shift_heads(self, adapter, heads)
+
+    monkeypatch.setattr(kind, "shift_heads", counted)
+    ids = torch.arange(5, 14)[None]
+    tokens = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)
+    assert long
+    assert 1 not in long
+    monkeypatch.setattr(kind, "one_token", HeadShiftLayer.one_token)
+    assert torch.equal(model.generate(input_ids=ids, max_new_tokens=4, do_sample=False), tokens)
+    assert 1 in long
 
 
 def test_loading_without_memory_for_initial_values(method, tmp_path):

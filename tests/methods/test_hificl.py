@@ -60,6 +60,30 @@ def test_it_is_attention_over_own_and_virtual_pairs_together(rank, softcap, padd
     assert float((found - output).detach().abs().max()) > 0.1
 
 
+@pytest.mark.parametrize("rank", [3, None])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_short_way_of_decoding_is_the_formula(rank, masked):
+    random = torch.Generator().manual_seed(0)
+    query = torch.randn(ROWS, HEADS, 1, WIDTH, generator=random)
+    key, value = torch.randn(2, ROWS, KEY_HEADS, TOKENS, WIDTH, generator=random)
+    allowed = torch.ones(ROWS, 1, 1, TOKENS, dtype=torch.bool)
+    if masked:
+        allowed[1, :, :, :3] = False
+    made = layer(HificlConfig(pairs=5, rank=rank))
+    expected = joined(query, key, value, allowed, *made.pairs("a"), 0.3, None)
+    with torch.no_grad():
+        made.set_adapter("a")
+        found = made.one_token(query, key, value, allowed if masked else None, 0.3)
+        torch.testing.assert_close(found.transpose(1, 2), expected, rtol=0, atol=2e-6)
+        assert made.one_token(query.double(), key.double(), value.double(), None, 0.3) is None
+        assert made.one_token(query.expand(-1, -1, 2, -1), key, value, None, 0.3) is None
+        made.enable_adapters(False)
+        assert made.one_token(query, key, value, None, 0.3) is None
+        other = layer(HificlConfig(query="pre_rope"))
+        other.set_adapter("a")
+        assert other.one_token(query, key, value, None, 0.3) is None
+
+
 def test_gradients_are_those_of_the_joined_softmax():
     random = torch.Generator().manual_seed(1)
     query = torch.randn(ROWS, HEADS, TOKENS, WIDTH, generator=random)

@@ -12,7 +12,6 @@ from kshot.errors import ModelError, OptionError
 from kshot.methods import LiveConfig, MimicConfig
 from kshot.methods.attend import attend
 from kshot.methods.attention import Heads
-from kshot.methods.mimic import MimicLayer
 from kshot.models.anatomy import examine
 from tests.methods.common import FAMILIES, adapted, attention_names, base, config_of, fresh, generated, logits, perturb
 
@@ -88,25 +87,6 @@ def test_what_the_short_way_cannot_do_goes_the_long_way():
         assert short(change=lambda layer: layer.set_adapter(["default", "other"])) is None
         assert short(change=lambda layer: layer.set_adapter("other")) is None
         assert short(change=lambda layer: layer.enable_adapters(False)) is None
-
-
-def test_decoding_takes_the_short_way_and_says_the_same(monkeypatch):
-    model = adapted("llava", "mimic")
-    long: list[int] = []
-    shift_heads = MimicLayer.shift_heads
-
-    def counted(self, adapter, heads):
-        long.append(heads.query.shape[2])
-        return shift_heads(self, adapter, heads)
-
-    monkeypatch.setattr(MimicLayer, "shift_heads", counted)
-    ids = torch.arange(5, 14)[None]
-    tokens = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)
-    assert long
-    assert 1 not in long
-    monkeypatch.setattr(MimicLayer, "one_token", lambda *arguments: None)
-    assert torch.equal(model.generate(input_ids=ids, max_new_tokens=4, do_sample=False), tokens)
-    assert 1 in long
 
 
 def test_mu_to_6e_8():

@@ -5,7 +5,7 @@ With n virtual keys K' and values V' (low rank: K' = A B), joined to the model's
     out = softmax(q [K; K']^T) [V; V'] = SA + mu (SA' - SA),      mu = Z' / (Z + Z')
 
 where SA and SA' are attention over the own and over the virtual pairs and Z, Z' their normalisers. The second form is what is
-computed: the own keys go through the fused kernel, which gives log Z, and the cache of keys and values is not touched.
+computed: both go through the fused kernel, which gives log Z, and the cache of keys and values is not touched.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import torch
 from torch import nn
 
 from kshot.errors import OptionError
+from kshot.methods.attend import attend
 from kshot.methods.attention import Heads
+from kshot.methods.attention_kernels import one_token
 from kshot.methods.configuration import ShiftConfig
 from kshot.methods.head_layers import HeadShiftLayer, HeadShiftModel, Query
 from kshot.methods.registration import register_method
@@ -92,20 +94,33 @@ class HificlLayer(HeadShiftLayer):
         return torch.bmm(left_key, right_key), torch.bmm(left_value, right_value)
 
     def shift_heads(self, adapter: str, heads: Heads) -> torch.Tensor:
-        key, value = (states.to(heads.output.dtype) for states in self.pairs(adapter))
-        # One product a head for the queries of all rows.
-        rows, count, queries, _ = heads.query.shape
-        query = heads.query.transpose(0, 1).reshape(count, rows * queries, -1)
-        logits = torch.bmm(query, key.transpose(1, 2)).unflatten(1, (rows, queries)) * heads.scale
-        if heads.softcap is not None:
-            logits = heads.softcap * torch.tanh(logits / heads.softcap)
-        exact = logits.to(heads.normaliser.dtype)
-        weights = exact.softmax(-1).to(value.dtype).flatten(1, 2)
-        virtual = torch.bmm(weights, value).unflatten(1, (rows, queries)).transpose(0, 1)
-        share = torch.sigmoid(exact.logsumexp(-1).transpose(0, 1) - heads.normaliser).to(heads.output.dtype)
-        if torch.is_grad_enabled():
-            return torch.lerp(heads.output, virtual, share.unsqueeze(-1))
-        return heads.output.lerp_(virtual, share.unsqueeze(-1))
+        output, (key, value) = heads.output, self.pairs(adapter)
+        key, value = (states.to(output.dtype).expand(len(output), -1, -1, -1) for states in (key, value))
+        virtual, normaliser = attend(heads.query, key, value, scale=heads.scale, softcap=heads.softcap)
+        share = torch.sigmoid(normaliser - heads.normaliser).to(output.dtype).unsqueeze(-1)
+        return torch.lerp(output, virtual, share) if torch.is_grad_enabled() else output.lerp_(virtual, share)
+
+    def one_token(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scale: float | None,
+    ) -> torch.Tensor | None:
+        adapter = self.sole()
+        if adapter is None or self.configs[adapter].query != "post_rope":
+            return None
+        own_key, own_value = self.pairs(adapter)
+        if own_key.dtype is not query.dtype:
+            return None
+        rows = len(query)
+        virtual = one_token(query, own_key.expand(rows, -1, -1, -1), own_value.expand(rows, -1, -1, -1), None, scale)
+        attended = one_token(query, key, value, mask, scale)
+        if attended is None or virtual is None:
+            return None
+        share = (virtual[1] - attended[1]).sigmoid_().unsqueeze(-1)
+        return attended[0].lerp_(virtual[0], share).transpose(1, 2).contiguous()
 
 
 class HificlModel(HeadShiftModel):

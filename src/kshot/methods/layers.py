@@ -59,8 +59,11 @@ class ShiftLayer(nn.Module, BaseTunerLayer):
         self.heads, self.head_width = place.heads, place.head_width
         self.configs: dict[str, Any] = {}
         self.merged_adapters: list[str] = []
+        self._held: dict[str, dict[str, nn.Parameter | None]] = {}
         for name in self.adapter_layer_names:
-            setattr(self, name, nn.ParameterDict())
+            held = nn.ParameterDict()
+            setattr(self, name, held)
+            self._held[name] = held._parameters
 
     def initial(self, config: Any, random: torch.Generator) -> Mapping[str, torch.Tensor]:
         """Initial values of the parameters that this configuration has, by name.
@@ -93,11 +96,16 @@ class ShiftLayer(nn.Module, BaseTunerLayer):
         active = self._active_adapter  # what PEFT's property gives, without a call
         return [name for name in ([active] if isinstance(active, str) else active) if name in self.configs]
 
+    def sole(self) -> str | None:
+        """The adapter that acts here, if it is the only active one: the usual case, which decoding should find out quickly."""
+        active = self._active_adapter
+        adapter = active if isinstance(active, str) else active[0] if len(active) == 1 else ""
+        return None if self._disable_adapters or adapter not in self.configs else adapter
+
     def parameter(self, name: str, adapter: str) -> torch.Tensor:
         """An adapter's parameter, for what runs at each layer and token: looking it up by attributes takes longer than using it."""
-        held: Any = self._modules[name]
-        found: torch.Tensor | None = held._parameters.get(adapter)
-        return held[adapter] if found is None else found  # FSDP may keep it elsewhere
+        found = self._held[name].get(adapter)
+        return getattr(self, name)[adapter] if found is None else found  # FSDP may keep it elsewhere
 
     def add_adapter(self, adapter: str, config: Any, device: torch.device, dtype: torch.dtype) -> None:
         """Give an adapter its initial parameters."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -70,6 +70,15 @@ class LiveLayer(ResidualShiftLayer):
 
     def shift(self, adapter: str, hidden: torch.Tensor) -> torch.Tensor:
         return rescaled(hidden, self.offset(adapter))
+
+    def _after(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        adapter = self.sole()
+        if adapter is not None and type(output) is torch.Tensor:
+            # At each layer and token, the calls on the long way to this would take as long as this.
+            alpha, vector = self._held["live_alpha"].get(adapter), self._held["live_vector"].get(adapter)
+            if alpha is not None and vector is not None:
+                return rescaled(output, (alpha.sigmoid() if self.configs[adapter].sigmoid else alpha) * vector)
+        return super()._after(module, inputs, output)
 
     def combine(self, adapter: str, parts: Sequence[tuple[str, float]]) -> None:
         total = sum(weight * self.offset(name) for name, weight in parts)

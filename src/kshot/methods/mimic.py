@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -96,17 +96,14 @@ class MimicLayer(HeadShiftLayer):
         mask: torch.Tensor | None,
         scale: float | None,
     ) -> torch.Tensor | None:
-        active = self._active_adapter
-        adapter = active if isinstance(active, str) else active[0] if len(active) == 1 else ""
-        config = self.configs.get(adapter)
-        if self._disable_adapters or config is None:
+        adapter = self.sole()
+        if adapter is None:
             return None
+        config, held = self.configs[adapter], self._held
         if config.scale != "learned" or config.query != "post_rope" or config.paper_code:
             return None
-        held: Any = self._modules
-        shift = held["mimic_shift"]._parameters.get(adapter)
-        weight = held["mimic_weight"]._parameters.get(adapter)
-        bias = held["mimic_bias"]._parameters.get(adapter)
+        shift, weight = held["mimic_shift"].get(adapter), held["mimic_weight"].get(adapter)
+        bias = held["mimic_bias"].get(adapter)
         if shift is None or weight is None or bias is None or weight.dtype is not torch.float32:
             return None  # FSDP may keep them elsewhere
         attended = one_token(query, key, value, mask, scale)
