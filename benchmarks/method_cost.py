@@ -13,10 +13,10 @@ Ways beside kshot's methods, for contrast:
 - ``lora``: PEFT's, not merged, rank 16 at query, key, value and output projections;
 - ``bias, merged``: a plain checkpoint. It is saved, loaded by transformers alone and must answer bit for bit as what was merged.
 
-The bare model and a way take turns in one process. Both are copies that share their weights (the merged model's are loaded from files,
-and so are those of the bare one beside it): where weights and modules lie in memory makes a difference, and a copy without any method
-takes 1 % longer to decode than what it was copied from. Reported is the median over rounds of their ratio, in CPU
-time, which other jobs on the machine disturb least, with the quartiles.
+The bare model and a way take turns in one process. Where a method only adds to a model, both are the same modules and the same cache,
+with the adapter's hooks taken out for the bare turns: two copies of a model differ by 1 % for where they lie in memory. Where it does
+not (``lora``, the merged model, what is compiled), both are copies that share their weights, or are loaded from files. Reported is the
+median over rounds of their ratio, in CPU time, which other jobs on the machine disturb least, with the quartiles.
 
     python benchmarks/method_cost.py --out results/method_cost.csv
 """
@@ -35,6 +35,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,6 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, DynamicCache, StaticCache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -54,6 +54,7 @@ sys.path.insert(0, str(ROOT))
 from kshot import Episode, Example  # noqa: E402
 from kshot.methods import BiasConfig, HificlConfig, LiveConfig, MimicConfig, attention  # noqa: E402
 from kshot.methods.head_layers import HeadShiftLayer  # noqa: E402
+from kshot.methods.layers import ShiftLayer  # noqa: E402
 from kshot.methods.mimic import MimicLayer  # noqa: E402
 from kshot.models.anatomy import examine  # noqa: E402
 from kshot.models.vlm import VLM  # noqa: E402
@@ -75,7 +76,9 @@ WAYS: dict[str, Callable[[], Any]] = {
     "mimic, paper code": lambda: MimicConfig(paper_code=True),
 }
 IN_HEADS = ("mimic", "hificl", SECOND, "mimic, paper code")
+COPIES = ("lora", "bias, merged")
 Step = Callable[[], Any]
+Switch = Callable[[], Step]
 
 
 def second_matmul(query: Tensor, key: Tensor, value: Tensor, *, mask: Any, causal: bool, scale: float, **_: Any) -> Any:
@@ -178,21 +181,20 @@ def states(tokens: int, seed: int = 0) -> Tensor:
 
 
 def attention_steps(model: Any) -> dict[str, Step]:
-    """One call of the attention function, bare where the model has no adapter of heads."""
+    """One call of the attention function that the model would use."""
     module = examine(model).attention[0]
-    function = sdpa_attention_forward
-    if module.config._attn_implementation.startswith(attention.PREFIX):
+
+    def attend(three: tuple[Tensor, ...]) -> None:
         function = attention.ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
+        function(module, *three, None, dropout=0.0, scaling=module.scaling)
+
     sizes = {"prefill": (PREFILL, PREFILL), "decode": (1, CACHED)}
     # Queries lie in memory as projections make them, keys and values as a cache holds them.
     given = {
         phase: (states(queries).transpose(1, 2).contiguous().transpose(1, 2), states(keys, 1), states(keys, 2))
         for phase, (queries, keys) in sizes.items()
     }
-    return {
-        phase: lambda three=three: function(module, *three, None, dropout=0.0, scaling=module.scaling)  # type: ignore[misc]
-        for phase, three in given.items()
-    }
+    return {phase: partial(attend, three) for phase, three in given.items()}
 
 
 def layer_steps(model: Any) -> dict[str, Step]:
@@ -259,6 +261,30 @@ def compiled_steps(model: Any) -> dict[str, Step]:
     return {"decode": decode}
 
 
+def switched(model: Any, step: Step) -> tuple[Switch, Switch]:
+    """What takes the adapters' hooks out of a model, and what puts them back."""
+    places = [
+        (module, layer) for module in model.modules() for layer in module.children() if isinstance(layer, ShiftLayer)
+    ]
+
+    def off() -> Step:
+        for _, layer in places:
+            layer.detach()
+        return step
+
+    def on() -> Step:
+        for module, layer in places:
+            layer.attach(module)
+        return step
+
+    return off, on
+
+
+def always(step: Step) -> Switch:
+    """For a model that is as it is."""
+    return lambda: step
+
+
 def clock(step: Step, repeats: int) -> float:
     """Milliseconds of CPU time a call."""
     begin = time.process_time()
@@ -267,18 +293,18 @@ def clock(step: Step, repeats: int) -> float:
     return (time.process_time() - begin) / repeats * 1e3
 
 
-def compare(bare: Step, step: Step, *, rounds: int, seconds: float) -> dict[str, Any]:
+def compare(bare: Switch, way: Switch, *, rounds: int, seconds: float) -> dict[str, Any]:
     """Medians of both, and of their ratio.
 
-    Whoever comes second finds other caches than whoever comes first, so a round is bare, step, step, bare, and its ratio that of sums.
+    Whoever comes second finds other caches than whoever comes first, so a round is bare, way, way, bare, and its ratio that of sums.
     """
-    bare(), step()
-    repeats = max(1, round(seconds * 1e3 / max(clock(bare, 2), 1e-3)))
+    way()(), bare()()
+    repeats = max(1, round(seconds * 1e3 / max(clock(bare(), 2), 1e-3)))
     found = []
     gc.collect()
     gc.disable()
     for _ in range(rounds):
-        first, *both, last = (clock(one, repeats) for one in (bare, step, step, bare))
+        first, *both, last = (clock(switch(), repeats) for switch in (bare, way, way, bare))
         found.append(((first + last) / 2, sum(both) / 2))
     gc.enable()
     ratios = [own / base for base, own in found]
@@ -313,11 +339,14 @@ def measure(levels: list[str], ways: list[str], rounds: int, seconds: float) -> 
                 continue
             if level == "compiled" and way in (SECOND, "mimic, paper code"):
                 continue
-            second = steps(adapted(bare, way))
-            beside = steps((reloaded if way == "bias, merged" else copied)(bare))
-            for phase, step in second.items():
+            model = adapted(bare, way)
+            own, beside = steps(model), {}
+            if level == "compiled" or way in COPIES:
+                beside = steps((reloaded if way == "bias, merged" else copied)(bare))
+            for phase, step in own.items():
+                switches = (always(beside[phase]), always(step)) if beside else switched(model, step)
                 with kernel(way):
-                    found = compare(beside[phase], step, rounds=rounds, seconds=seconds)
+                    found = compare(*switches, rounds=rounds, seconds=seconds)
                 rows.append({"level": level, "phase": phase, "way": way} | found)
                 print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
     return rows

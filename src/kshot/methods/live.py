@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from kshot.errors import OptionError
 from kshot.methods.configuration import ShiftConfig
@@ -23,6 +24,7 @@ from kshot.methods.tuner import ShiftModel
 from kshot.models.anatomy import Anatomy
 
 LEAST = torch.finfo(torch.float32).tiny
+"""Added to lengths that are divided by: it changes none but zero."""
 
 
 @dataclass
@@ -56,26 +58,32 @@ class LiveLayer(ResidualShiftLayer):
     live_vector: nn.ParameterDict
     live_alpha: nn.ParameterDict
 
-    def initial(self, config: LiveConfig, random: torch.Generator) -> Mapping[str, torch.Tensor]:
+    def __init__(self, place: Place):
+        super().__init__(place)
+        self._vectors, self._alphas = self._held["live_vector"], self._held["live_alpha"]
+
+    def initial(self, config: LiveConfig, random: torch.Generator) -> Mapping[str, Tensor]:
         alpha = config.alpha if config.alpha is not None else (0.0 if config.sigmoid else 0.1)
         return {
             "live_vector": torch.randn(self.width, generator=random) * config.std,
             "live_alpha": torch.full((1,), alpha),
         }
 
-    def offset(self, adapter: str) -> torch.Tensor:
+    def offset(self, adapter: str) -> Tensor:
         """What is added, ``[width]``: the scaled vector."""
         alpha = self.parameter("live_alpha", adapter)
         return (alpha.sigmoid() if self.configs[adapter].sigmoid else alpha) * self.parameter("live_vector", adapter)
 
-    def shift(self, adapter: str, hidden: torch.Tensor) -> torch.Tensor:
+    def shift(self, adapter: str, hidden: Tensor) -> Tensor:
         return rescaled(hidden, self.offset(adapter))
 
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        adapter = self.sole()
-        if adapter is not None and type(output) is torch.Tensor:
-            # At each layer and token, the calls on the long way to this would take as long as this.
-            alpha, vector = self._held["live_alpha"].get(adapter), self._held["live_vector"].get(adapter)
+        # One adapter is the usual case. What runs at each layer and token is written for few calls and lookups: in small models
+        # they are what the method costs.
+        active = self._active_adapter
+        if len(active) == 1 and type(output) is Tensor and not self._disable_adapters:
+            adapter = active[0]
+            alpha, vector = self._alphas.get(adapter), self._vectors.get(adapter)
             if alpha is not None and vector is not None:
                 return rescaled(output, (alpha.sigmoid() if self.configs[adapter].sigmoid else alpha) * vector)
         return super()._after(module, inputs, output)
@@ -87,24 +95,22 @@ class LiveLayer(ResidualShiftLayer):
         self.live_alpha[adapter].fill_(0.0 if sigmoid else 1.0)
 
 
-def rescaled(hidden: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+def rescaled(hidden: Tensor, offset: Tensor) -> Tensor:
     """``hidden + offset`` with the length that ``hidden`` had, in the dtype of ``hidden``.
 
     Args:
         hidden: ``[..., width]``; norms are taken over the width, in float32 at least.
         offset: broadcast against it.
     """
-    if hidden.dtype is offset.dtype is torch.float32 and not torch.is_grad_enabled():
+    if hidden.dtype is torch.float32 is offset.dtype:
         # The same in fewer steps, which count while decoding.
         moved = hidden + offset
-        before = torch.linalg.vector_norm(hidden, 2, -1, True)
-        after = torch.linalg.vector_norm(moved, 2, -1, True).clamp_min_(LEAST)
-        return moved.mul_(before.div_(after))
+        return moved * (vector_norm(hidden, 2, -1, True) / (vector_norm(moved, 2, -1, True) + LEAST))
     moved = hidden + offset.to(hidden.dtype)
     exact = torch.promote_types(hidden.dtype, torch.float32)
-    before = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=exact)
-    after = torch.linalg.vector_norm(moved, dim=-1, keepdim=True, dtype=exact)
-    return moved * (before / after.clamp_min(torch.finfo(exact).tiny)).to(hidden.dtype)
+    before = vector_norm(hidden, dim=-1, keepdim=True, dtype=exact)
+    after = vector_norm(moved, dim=-1, keepdim=True, dtype=exact)
+    return moved * (before / (after + torch.finfo(exact).tiny)).to(hidden.dtype)
 
 
 class LiveModel(ShiftModel):
