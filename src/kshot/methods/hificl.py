@@ -111,13 +111,12 @@ class HificlLayer(HeadShiftLayer):
         adapter = self.sole()
         if adapter is None or self.configs[adapter].query != "post_rope":
             return None
-        own_key, own_value = self.pairs(adapter)
-        if own_key.dtype is not query.dtype:
-            return None
-        rows = len(query)
-        virtual = one_token(query, own_key.expand(rows, -1, -1, -1), own_value.expand(rows, -1, -1, -1), None, scale)
         attended = one_token(query, key, value, mask, scale)
-        if attended is None or virtual is None:
+        if attended is None:
+            return None
+        own_key, own_value = (states.to(query.dtype).expand(len(query), -1, -1, -1) for states in self.pairs(adapter))
+        virtual = one_token(query, own_key, own_value, None, scale)
+        if virtual is None:
             return None
         share = (virtual[1] - attended[1]).sigmoid_().unsqueeze(-1)
         return attended[0].lerp_(virtual[0], share).transpose(1, 2).contiguous()
