@@ -380,7 +380,7 @@ def test_every_method_learns(vlm, method):
             total = (total / torch.tensor(objective.amount(batch))).sum()
             total.backward()
             optimizer.step()
-            losses.append(float(total))
+            losses.append(float(total.detach()))
         assert losses[-1] < losses[0]
         assert not any(p.grad is not None for p in vlm.anatomy.decoder.parameters() if not p.requires_grad)
     finally:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
 from torch.linalg import vector_norm
 
 from kshot.errors import OptionError
@@ -105,7 +105,9 @@ def rescaled(hidden: Tensor, offset: Tensor) -> Tensor:
     if hidden.dtype is torch.float32 is offset.dtype:
         # The same in fewer steps, which count while decoding.
         moved = hidden + offset
-        return moved * (vector_norm(hidden, 2, -1, True) / (vector_norm(moved, 2, -1, True) + LEAST))
+        factor = vector_norm(hidden, 2, -1, True) / (vector_norm(moved, 2, -1, True) + LEAST)
+        # In place where it may be: in a long prompt, another tensor costs three times as much as the product.
+        return moved * factor if is_grad_enabled() else moved.mul_(factor)
     moved = hidden + offset.to(hidden.dtype)
     exact = torch.promote_types(hidden.dtype, torch.float32)
     before = vector_norm(hidden, dim=-1, keepdim=True, dtype=exact)
