@@ -24,7 +24,7 @@ from kshot.methods.tuner import ShiftModel
 from kshot.models.anatomy import Anatomy
 
 LEAST = torch.finfo(torch.float32).tiny
-"""Added to lengths that are divided by: it changes none but zero."""
+"""Added to lengths that are divided by: it keeps zero out and is lost in the rounding of any other that models have."""
 
 
 @dataclass
@@ -106,7 +106,7 @@ def rescaled(hidden: Tensor, offset: Tensor) -> Tensor:
         # The same in fewer steps, which count while decoding.
         moved = hidden + offset
         factor = vector_norm(hidden, 2, -1, True) / (vector_norm(moved, 2, -1, True) + LEAST)
-        # In place where it may be: in a long prompt, another tensor costs three times as much as the product.
+        # In place where it may be: for a long prompt it saves a tensor of the size of the hidden states.
         return moved * factor if is_grad_enabled() else moved.mul_(factor)
     moved = hidden + offset.to(hidden.dtype)
     exact = torch.promote_types(hidden.dtype, torch.float32)
