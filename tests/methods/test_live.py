@@ -8,8 +8,8 @@ import transformers as hf
 from peft import get_peft_model
 
 from kshot.errors import ModelError, OptionError
-from kshot.methods import LiveConfig
-from kshot.methods.live import rescaled
+from kshot.methods import LiveConfig, live
+from kshot.methods.live import rescaled, rescaled_token
 from kshot.models.anatomy import examine
 from tests.methods.common import FAMILIES, adapted, base, fresh, logits
 
@@ -66,6 +66,36 @@ def test_rescaling_to_1e_6():
     torch.testing.assert_close(half.float().norm(dim=-1), hidden.norm(dim=-1).float(), rtol=0.01, atol=0)
     assert torch.equal(rescaled(hidden, torch.zeros(64)), hidden)
     assert torch.equal(rescaled(torch.zeros(1, 64), offset.float()), torch.zeros(1, 64))
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_one_token_is_rescaled_as_prompts_are(batch):
+    random = torch.Generator().manual_seed(0)
+    hidden, offset = torch.randn(batch, 1, 64, generator=random), torch.randn(64, generator=random)
+    moved = hidden.double() + offset.double()
+    expected = moved * hidden.double().norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True)
+    assert float((rescaled_token(hidden, offset) - expected).abs().max()) < 1e-6
+    assert torch.equal(rescaled_token(torch.zeros(1, 1, 64), offset), torch.zeros(1, 1, 64))
+    torch.testing.assert_close(rescaled_token(hidden, torch.zeros(64)), hidden, rtol=3e-7, atol=0)
+    wanted = [value.requires_grad_() for value in (hidden, offset)]
+    gradients = [torch.autograd.grad(way(*wanted).sin().sum(), wanted) for way in (rescaled, rescaled_token)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_decoding_goes_the_short_way(sigmoid, monkeypatch):
+    _, inputs, _ = base("llava")
+    model = adapted("llava", "live", sigmoid=sigmoid).get_base_model()
+    decoded = lambda: model.generate(  # noqa: E731
+        **inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    found, calls = decoded(), []
+    monkeypatch.setattr(live, "rescaled_token", lambda *given: calls.append(given) or rescaled(*given))
+    expected = decoded()
+    assert len(calls) == 3 * len(examine(model).layers)
+    assert found.sequences.tolist() == expected.sequences.tolist()
+    for one, other in zip(found.logits, expected.logits, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
