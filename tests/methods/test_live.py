@@ -6,10 +6,11 @@ import pytest
 import torch
 import transformers as hf
 from peft import get_peft_model
+from torch import nn
 
 from kshot.errors import ModelError, OptionError
 from kshot.methods import LiveConfig, live
-from kshot.methods.live import rescaled, rescaled_token
+from kshot.methods.live import rescaled
 from kshot.models.anatomy import examine
 from tests.methods.common import FAMILIES, adapted, base, fresh, logits
 
@@ -68,34 +69,36 @@ def test_rescaling_to_1e_6():
     assert torch.equal(rescaled(torch.zeros(1, 64), offset.float()), torch.zeros(1, 64))
 
 
-@pytest.mark.parametrize("batch", [1, 5])
-def test_one_token_is_rescaled_as_prompts_are(batch):
-    random = torch.Generator().manual_seed(0)
-    hidden, offset = torch.randn(batch, 1, 64, generator=random), torch.randn(64, generator=random)
-    moved = hidden.double() + offset.double()
-    expected = moved * hidden.double().norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True)
-    assert float((rescaled_token(hidden, offset) - expected).abs().max()) < 1e-6
-    assert torch.equal(rescaled_token(torch.zeros(1, 1, 64), offset), torch.zeros(1, 1, 64))
-    torch.testing.assert_close(rescaled_token(hidden, torch.zeros(64)), hidden, rtol=3e-7, atol=0)
-    wanted = [value.requires_grad_() for value in (hidden, offset)]
-    gradients = [torch.autograd.grad(way(*wanted).sin().sum(), wanted) for way in (rescaled, rescaled_token)]
-    torch.testing.assert_close(*gradients)
+def of_one_layer(sigmoid=False):
+    """The layer of a perturbed adapter, and a function that gives what it makes of an output."""
+    model = adapted("llava", "live", sigmoid=sigmoid)
+    layer = next(module for module in model.modules() if isinstance(module, live.LiveLayer))
+    place = nn.Identity()
+    place.register_forward_hook(layer._after)
+    return layer, place
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])
-def test_decoding_goes_the_short_way(sigmoid, monkeypatch):
-    _, inputs, _ = base("llava")
-    model = adapted("llava", "live", sigmoid=sigmoid).get_base_model()
-    decoded = lambda: model.generate(  # noqa: E731
-        **inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
-    )
-    found, calls = decoded(), []
-    monkeypatch.setattr(live, "rescaled_token", lambda *given: calls.append(given) or rescaled(*given))
-    expected = decoded()
-    assert len(calls) == 3 * len(examine(model).layers)
-    assert found.sequences.tolist() == expected.sequences.tolist()
-    for one, other in zip(found.logits, expected.logits, strict=True):
-        torch.testing.assert_close(one, other)
+@pytest.mark.parametrize("size", [(1, 1), (5, 1), (2, 3), (4, 1, 3), (4, 1, 1)])
+def test_one_token_and_many(size, sigmoid):
+    layer, place = of_one_layer(sigmoid)
+    hidden = torch.randn(*size, layer.width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        offset = layer.offset("default")
+        moved = hidden.double() + offset.double()
+        expected = moved * (hidden.double().norm(dim=-1) / moved.norm(dim=-1)).unsqueeze(-1)
+        assert float((place(hidden) - expected).abs().max()) < 1e-6
+        assert torch.equal(place(torch.zeros_like(hidden)), torch.zeros_like(hidden))
+        assert place(hidden.bfloat16()).dtype == torch.bfloat16
+        torch.testing.assert_close(place(hidden.bfloat16()), rescaled(hidden.bfloat16(), offset), rtol=0, atol=0)
+
+
+def test_one_token_has_the_gradients_of_the_formula():
+    layer, place = of_one_layer()
+    hidden = torch.randn(2, 1, layer.width, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    wanted = [hidden, layer.live_vector["default"], layer.live_alpha["default"]]
+    expected = torch.autograd.grad(rescaled(hidden, layer.offset("default")).sin().sum(), wanted)
+    torch.testing.assert_close(torch.autograd.grad(place(hidden).sin().sum(), wanted), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

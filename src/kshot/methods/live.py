@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, is_grad_enabled, nn
+from torch import Tensor, _weight_norm, is_grad_enabled, nn
 from torch.linalg import vector_norm
 
 from kshot.errors import OptionError
@@ -23,6 +23,7 @@ from kshot.methods.registration import register_method
 from kshot.methods.tuner import ShiftModel
 from kshot.models.anatomy import Anatomy
 
+FLOAT = torch.float32
 LEAST = torch.finfo(torch.float32).tiny
 """Added to lengths that are divided by: it keeps zero out and is lost in the rounding of any other that models have."""
 
@@ -86,8 +87,11 @@ class LiveLayer(ResidualShiftLayer):
             alpha, vector = self._alphas.get(adapter), self._vectors.get(adapter)
             if alpha is not None and vector is not None:
                 offset = (alpha.sigmoid() if self.configs[adapter].sigmoid else alpha) * vector
-                if output.dtype is torch.float32 is offset.dtype and output.ndim == 3 and output.shape[1] == 1:
-                    return rescaled_token(output, offset)
+                if output.dtype is FLOAT is offset.dtype and output.ndim == 3 and output.shape[1] == 1:
+                    # One token of each sequence: the same by PyTorch's weight normalisation, v g / |v| for each v of the first
+                    # dimension, which is one operation. Where a state is exactly minus the offset the formula has no value, and
+                    # this gives NaN; no model decodes one. Prompts, where padding can leave rows of zeros, go the general way.
+                    return _weight_norm(output + offset, vector_norm(output, 2, -1, True), 0)
                 return rescaled(output, offset)
         return super()._after(module, inputs, output)
 
@@ -105,7 +109,7 @@ def rescaled(hidden: Tensor, offset: Tensor) -> Tensor:
         hidden: ``[..., width]``; norms are taken over the width, in float32 at least.
         offset: broadcast against it.
     """
-    if hidden.dtype is torch.float32 is offset.dtype:
+    if hidden.dtype is FLOAT is offset.dtype:
         # The same in fewer steps, which count while decoding.
         moved = hidden + offset
         factor = vector_norm(hidden, 2, -1, True) / (vector_norm(moved, 2, -1, True) + LEAST)
@@ -116,18 +120,6 @@ def rescaled(hidden: Tensor, offset: Tensor) -> Tensor:
     before = vector_norm(hidden, dim=-1, keepdim=True, dtype=exact)
     after = vector_norm(moved, dim=-1, keepdim=True, dtype=exact)
     return moved * (before / (after + torch.finfo(exact).tiny)).to(hidden.dtype)
-
-
-def rescaled_token(hidden: Tensor, offset: Tensor) -> Tensor:
-    """:func:`rescaled` for one token of each sequence, in four operations for seven: their number is what decoding costs.
-
-    Args:
-        hidden: ``[batch, 1, width]`` in float32.
-        offset: ``[width]`` in float32. Where a hidden state is exactly its negative, the formula has no value, and the result is NaN:
-            no model decodes such a state. Rows of zeros, which padding can leave in prompts, go the general way.
-    """
-    # PyTorch's weight normalisation, v g / |v| for each v of the first dimension, is one fused kernel.
-    return torch._weight_norm(hidden + offset, vector_norm(hidden, 2, -1, True), 0)
 
 
 class LiveModel(ShiftModel):
