@@ -52,7 +52,7 @@ def attend(
     if variant == "auto" and softcap is None and not dropout and not torch.is_grad_enabled():
         attended = one_token(query, key, value, mask, scale)
         if attended is not None:
-            return attended
+            return attended[0].transpose(1, 2), attended[1].squeeze(1)
     call = Call(query, key, value, mask, causal and mask is None, scale, softcap, dropout)
     if variant == "auto":
         return VARIANTS[choose(call)].run(call)

@@ -46,7 +46,8 @@ def one_token(
     """:func:`fused_cpu` of one query a row, without gradients, soft caps and dropout: decoding, where each step of Python counts.
 
     Returns:
-        ``None``: this is another case.
+        What models go on with, in as few views as can be: the output ``[batch, 1, heads, width]`` and the normaliser
+        ``[batch, 1, heads, 1]``. ``None``: this is another case.
     """
     rows, heads, queries, width = query.shape
     if (
@@ -60,17 +61,13 @@ def one_token(
         if mask.shape[1] != 1:
             return None
         mask = additive(mask, query.dtype)
-    # PyTorch's own binding: the same operation called through torch.ops takes some microseconds more.
     key_heads = key.shape[1]
-    if key_heads == heads:
-        return torch._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, False, attn_mask=mask, scale=scale
-        )
-    query = query.reshape(rows, key_heads, heads // key_heads, width)
+    grouped = query if key_heads == heads else query.reshape(rows, key_heads, heads // key_heads, width)
+    # PyTorch's own binding: the same operation called through torch.ops takes some microseconds more.
     output, normaliser = torch._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, False, attn_mask=mask, scale=scale
+        grouped, key, value, 0.0, False, attn_mask=mask, scale=scale
     )
-    return output.reshape(rows, heads, 1, width), normaliser.reshape(rows, heads, 1)
+    return output.reshape(rows, 1, heads, width), normaliser.reshape(rows, 1, heads, 1)
 
 
 def efficient(call: Call) -> Attended:

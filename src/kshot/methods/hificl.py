@@ -118,8 +118,7 @@ class HificlLayer(HeadShiftLayer):
         virtual = one_token(query, own_key, own_value, None, scale)
         if virtual is None:
             return None
-        share = (virtual[1] - attended[1]).sigmoid_().unsqueeze(-1)
-        return attended[0].lerp_(virtual[0], share).transpose(1, 2).contiguous()
+        return attended[0].lerp_(virtual[0], (virtual[1] - attended[1]).sigmoid_())
 
 
 class HificlModel(HeadShiftModel):

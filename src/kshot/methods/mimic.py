@@ -110,8 +110,8 @@ class MimicLayer(HeadShiftLayer):
         if attended is None:
             return None
         output, normaliser = attended
-        share = (query.squeeze(2) * weight).sum(-1, True).add_(bias.unsqueeze(1)).sub_(normaliser)
-        return output.squeeze(2).addcmul_(share.sigmoid_(), shift).unsqueeze(1)
+        share = (query.transpose(1, 2) * weight).sum(-1, True).add_(bias.unsqueeze(1)).sub_(normaliser)
+        return output.addcmul_(share.sigmoid_(), shift)
 
     def shift_heads(self, adapter: str, heads: Heads) -> torch.Tensor:
         config, output, shift = self.configs[adapter], heads.output, self.parameter("mimic_shift", adapter)
