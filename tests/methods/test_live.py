@@ -70,7 +70,7 @@ def test_rescaling_to_1e_6():
 
 
 def of_one_layer(sigmoid=False):
-    """The layer of a perturbed adapter, and a function that gives what it makes of an output."""
+    """The layer of a perturbed adapter, and a module whose output it shifts: what it is called with."""
     model = adapted("llava", "live", sigmoid=sigmoid)
     layer = next(module for module in model.modules() if isinstance(module, live.LiveLayer))
     place = nn.Identity()

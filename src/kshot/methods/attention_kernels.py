@@ -42,7 +42,7 @@ def fused_cpu(call: Call) -> Attended:
 
 def one_token(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float | None
-) -> Attended | None:
+) -> tuple[torch.Tensor, torch.Tensor] | None:
     """:func:`fused_cpu` of one query a row, without gradients, soft caps and dropout: decoding, where each step of Python counts.
 
     Returns:

@@ -90,7 +90,8 @@ class LiveLayer(ResidualShiftLayer):
                 if output.dtype is FLOAT is offset.dtype and output.ndim == 3 and output.shape[1] == 1:
                     # One token of each sequence: the same by PyTorch's weight normalisation, v g / |v| for each v of the first
                     # dimension, which is one operation. Where a state is exactly minus the offset the formula has no value, and
-                    # this gives NaN; no model decodes one. Prompts, where padding can leave rows of zeros, go the general way.
+                    # this gives NaN (a check would cost half of what it saves): so prompts, where padding can leave rows of zeros,
+                    # go the general way.
                     return _weight_norm(output + offset, vector_norm(output, 2, -1, True), 0)
                 return rescaled(output, offset)
         return super()._after(module, inputs, output)
